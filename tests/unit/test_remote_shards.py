@@ -27,6 +27,7 @@ from everclip.errors import ConfigError, DataError
 from everclip.schema import validated
 from everclip.training.buffer import Buffer
 from everclip.training.stream_memory import BufferMemory
+from everclip.urls import require_no_secrets
 
 PIXELS = PixelFormat(8, (0.5,) * 3, (0.25,) * 3)
 SMALL = 2048
@@ -283,7 +284,7 @@ def test_urls_that_cannot_be_read_say_why_and_show_no_secret(url: str, message: 
     ],
 )
 def test_containers_ports_revisions_and_patterns_are_no_secrets(url: str) -> None:
-    remote.require_no_secrets(url, "data.source")
+    require_no_secrets(url, "data.source")
 
 
 def test_the_message_on_an_address_of_a_run_folder_does_not_show_it() -> None:

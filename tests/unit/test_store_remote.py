@@ -18,16 +18,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from everclip.errors import CheckpointError, ConfigError, RunFolderError
 from everclip.learner.core import Learner
+from everclip.remote import files, lease
+from everclip.remote.files import open_files
+from everclip.remote.lease import leased
 from everclip.serve.live import Live
 from everclip.store.creating import create_store
 from everclip.store.loading import load_any, store_of
 from everclip.store.opening import open_store
 from everclip.store.pruning import prune
 from everclip.store.records import GateLimits
-from everclip.store.remote import commits, files, lease, publishing
-from everclip.store.remote.commits import key_of
-from everclip.store.remote.files import open_files
-from everclip.store.remote.lease import leased
+from everclip.store.remote import commits, publishing
+from everclip.store.remote.commits import LEASES, key_of
 from everclip.store.versions import Store
 from moving import moved
 
@@ -270,7 +271,7 @@ def test_a_server_that_replaces_files_is_refused(
     assert opened(url, tmp_path, "b").current.version == "v0002"
     monkeypatch.setattr(lease, "EXCLUSIVE", ())
     lines: list[str] = []
-    with leased(open_files(url), "model", "promote", say=lines.append):
+    with leased(open_files(url), LEASES["model"], "promote", say=lines.append):
         assert "is not known: let one process at a time" in lines[0]
 
 

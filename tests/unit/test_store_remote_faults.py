@@ -13,20 +13,21 @@ from typing import Any
 
 import pytest
 
-from everclip.data.pictures.remote import brief_error
 from everclip.errors import CheckpointError, ConfigError, RunFolderError
+from everclip.remote import files, lease
+from everclip.remote.files import RemoteFiles, open_files
+from everclip.remote.lease import Holder, leased
 from everclip.sealing import sealed
 from everclip.serve.live import Live
 from everclip.store.creating import create_store
 from everclip.store.opening import open_store
 from everclip.store.records import Version
-from everclip.store.remote import commits, files, lease
-from everclip.store.remote.commits import key_of
-from everclip.store.remote.files import RemoteFiles, open_files
-from everclip.store.remote.lease import Holder, leased
+from everclip.store.remote import commits
+from everclip.store.remote.commits import LEASES, key_of
 from everclip.store.remote.tree import Contents
 from everclip.store.updating import update
 from everclip.store.versions import Store
+from everclip.urls import brief_error
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +120,11 @@ def test_a_lease_that_is_renewed_is_not_taken_over_although_its_clock_is_an_hour
     monkeypatch.setattr(lease, "time", clock := Clock(each))
     with (
         pytest.raises(RunFolderError, match=r"`update` .* works on this store.* its lease ends within 90 s"),
-        leased(far, "model", "promote"),
+        leased(far, LEASES["model"], "promote"),
     ):
         pass
     assert clock.now <= start + 2 * lease.RENEWED
-    with leased(far, "model", "promote", wait=True, say=(lines := []).append) as taken:
+    with leased(far, LEASES["model"], "promote", wait=True, say=(lines := []).append) as taken:
         assert (taken.number, str(taken.interrupted)) == (8, "`update` (process 1 on other, since then)")
     assert clock.now >= start + 580 + lease.WATCHED
     assert "`update` (process 1 on other, since then) did not renew its lease" in lines[0]
@@ -136,10 +137,10 @@ def test_a_killed_holder_whose_clock_is_a_day_ahead_holds_nobody_up_for_a_day(
     monkeypatch.setattr(lease, "time", clock := Clock())
     with (
         pytest.raises(RunFolderError, match=r"`update` .* its lease ends within 90 s"),
-        leased(far, "model", "promote"),
+        leased(far, LEASES["model"], "promote"),
     ):
         pass
-    with leased(far, "model", "promote", wait=True, say=(lines := []).append) as taken:
+    with leased(far, LEASES["model"], "promote", wait=True, say=(lines := []).append) as taken:
         assert taken.number == 8
     assert lease.SECONDS <= clock.now - 1_000_000.0 <= 2 * lease.SECONDS
     assert lines == ["waiting for `update` (process 1 on other, since then)"]

@@ -148,7 +148,7 @@ def text_for(proposal: Proposal, output: Path | None) -> str:
 
 def _from_folder(block: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a data block with paths relative to a folder."""
-    from everclip.data.pictures.remote import is_remote
+    from everclip.urls import is_remote
 
     def relative(text: str) -> str:
         named = text.startswith(("builtin:", "hub:", "~", "${")) or is_remote(text)

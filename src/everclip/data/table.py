@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from everclip.data.pictures.location import LOCATION, image_bytes, is_location, locations
-from everclip.data.pictures.remote import is_remote, remote_file
+from everclip.data.pictures.remote import remote_file
 from everclip.data.pictures.rendering import COLUMN, DEFAULT, Rendering
 from everclip.errors import DataError, did_you_mean
+from everclip.urls import is_remote
 
 Rows = npt.NDArray[np.int64]
 _SOURCES = itertools.count()  # one number per set of columns or images in this process

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from everclip.data.pictures.remote import is_remote
 from everclip.errors import ConfigError
 from everclip.files import file_digest, folder_atomic, require_writable, write_text_atomic
 from everclip.learner.core import Learner
@@ -27,6 +26,7 @@ from everclip.store.remote.working_copy import WorkingCopy
 from everclip.store.sets import bounded
 from everclip.store.versions import Store
 from everclip.store.writing import write_version
+from everclip.urls import is_remote
 
 FIRST = "v0001"
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from everclip.data.pictures.remote import is_remote
 from everclip.errors import ConfigError
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import learned_names, load_model
 from everclip.store.opening import open_store
 from everclip.store.paths import SETTINGS
 from everclip.store.versions import Store
+from everclip.urls import is_remote
 
 
 def store_of(model: str) -> tuple[Store, str] | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from everclip.data.pictures.remote import is_remote
 from everclip.store.remote.objects import RemoteObjects
 from everclip.store.remote.working_copy import WorkingCopy
 from everclip.store.versions import Store
+from everclip.urls import is_remote
 
 
 def open_store(

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from everclip.data.pictures.remote import is_remote, require_no_secrets
 from everclip.data.table import Table
 from everclip.diagnosis.diagnose import Compared, Options, Target, diagnose
 from everclip.diagnosis.diagnosis_page import write_diagnosis
@@ -27,6 +26,7 @@ from everclip.store.thresholds import Carried, carry_over
 from everclip.store.update_data import UpdateData, measured, read_update
 from everclip.store.versions import Store
 from everclip.training.watching import Watcher
+from everclip.urls import is_remote, require_no_secrets
 
 PAGE, THRESHOLDS = "diagnosis.html", "thresholds.json"
 

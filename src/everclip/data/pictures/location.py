@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from everclip.data.pictures.picture_error import MAX_BYTES, PictureError
-from everclip.data.pictures.remote import is_remote, remote_file
+from everclip.data.pictures.remote import remote_file
 from everclip.errors import DataError
+from everclip.urls import is_remote
 
 FIELDS = [
     pa.field("bytes", pa.binary()),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 from everclip.errors import ConfigError, DataError, EverclipError
 from everclip.files import cache_folder, warn_once
+from everclip.urls import brief_error
 
 BLOCK = 4 * 1024 * 1024
 """Bytes of one request."""
@@ -27,41 +27,10 @@ BLOCK = 4 * 1024 * 1024
 LIMIT = "EVERCLIP_REMOTE_CACHE_GB"
 """The environment variable that bounds the blocks on disk; default: 20."""
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# `name:password@`, but not the port of a host; keys of S3 may contain `/`. `https://` has no containers.
-_ACCOUNT = re.compile(r"https?://[^/?]*@|[^:/]+://[^/@:]*:(?!\d+(?:/|$))[^?]*@")
-_QUERY = re.compile(r"\?[^/]*=")
-_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|SAS", re.IGNORECASE)
-_LEAST_SECRET = 8  # characters: shorter values are words of messages, too
-_IN_URL = re.compile(r"//[^/@\s\"']+@")
-_SIGNED = re.compile(r"((?:signature|credential|token|sig|password|accesskeyid)=)[^&\s\"']+", re.IGNORECASE)
 _CHANGES = ("ETag", "mtime", "Last-Modified", "LastModified")  # facts that change with the content
 _TRIES = 3
 _FREED = 0.9  # of the limit: what is left after the oldest blocks are removed
 _UNSEEN = 0.05  # of the limit: what a process adds before it looks at what others added
-
-
-def is_remote(place: str) -> bool:
-    """Whether a path is a URL."""
-    return _URL.match(place) is not None
-
-
-def require_no_secrets(url: str, key: str) -> None:
-    """Refuse a URL that holds a password or a signature: it would be written into configurations and results.
-
-    The name of a container (`abfs://container@account...`) and a `?` in a pattern are none.
-
-    Raises:
-        ConfigError: without the secret.
-    """
-    account = _ACCOUNT.match(url)
-    if account or _QUERY.search(url):
-        scheme, _, rest = url.partition("://")
-        shown = f"{scheme}://{(url[account.end() :] if account else rest).partition('?')[0]}"
-        raise ConfigError(
-            f"{key}: the URL of {shown} holds an account, a key or a query. Configurations and results would keep it: "
-            "give the URL without, and the key through the environment (AWS_PROFILE, HF_TOKEN...)."
-        )
 
 
 class RemoteFile:
@@ -350,18 +319,3 @@ def _tried(url: str, ask: Callable[[], Any]) -> Any:
                 raise DataError(f"{url}: cannot be read ({brief_error(error)}).") from error
             time.sleep(2.0 ** (_TRIES - 1 - left))
     raise AssertionError("the last try returns or raises")
-
-
-def brief_error(error: Exception) -> str:
-    """Return the type and the text of an error of a library; some have no text.
-
-    Keys are masked: those of the environment, of the account in a URL (also that of a server, `AWS_ENDPOINT_URL`), and
-    those of a signed URL, which libraries quote if a server does not answer.
-    """
-    text = str(error)
-    for name, value in os.environ.items():
-        bare = value.strip()  # of a key with a line end, a library may quote either
-        if len(bare) >= _LEAST_SECRET and _SECRET_NAME.search(name) and not os.path.exists(value):
-            text = text.replace(bare, "***")
-    text = _SIGNED.sub(r"\1***", _IN_URL.sub("//***@", text))
-    return f"{type(error).__name__}: {text}"[:300]

@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 
 from everclip.data.pictures.images import RULES
 from everclip.data.pictures.location import LOCATION
-from everclip.data.pictures.remote import is_remote
 from everclip.data.reading.formats.remote_shards import shards_of
 from everclip.data.reading.loaded import Loaded
 from everclip.data.reading.quarantine import Entry, Quarantine
@@ -31,6 +30,7 @@ from everclip.data.reading.spill import mapped
 from everclip.data.table import ImageLocations, Table
 from everclip.distributed import gather_objects, is_first, is_first_here
 from everclip.files import cache_folder, folder_atomic, optional_write
+from everclip.urls import is_remote
 
 READING = 1
 """Version of what reading makes of shards. Increase it when it gives other rows; indexes are then made again."""

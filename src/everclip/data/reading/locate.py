@@ -10,7 +10,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from everclip.data.pictures.remote import is_remote, require_no_secrets
 from everclip.data.reading.class_in_name import with_classes_in_names
 from everclip.data.reading.formats.class_names import with_class_names
 from everclip.data.reading.formats.emoji_questions import SOURCE, read_emoji_questions
@@ -22,6 +21,7 @@ from everclip.data.reading.formats.system_files import brief, is_system_path
 from everclip.data.reading.source_path import expanded
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, did_you_mean
+from everclip.urls import is_remote, require_no_secrets
 
 FORMS = (
     "builtin:emoji, catalog:NAME, hub:OWNER/NAME, a folder (of class folders, of images with a metadata file, of "

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from everclip.errors import CheckpointError
+from everclip.remote.files import RemoteFiles
+from everclip.remote.lease import Subject
 from everclip.sealing import sealed, unsealed
 from everclip.search.records import FOLDER as INDEX_FOLDER
 from everclip.store.records import Record
-from everclip.store.remote.files import RemoteFiles
 
 COMMITS, DATA, LEASE = "commits", "data", "lease"
 
@@ -30,6 +31,13 @@ Part = Literal["model", "index"]
 _NAME = re.compile(r"\d{9}\.json")
 
 PARTS: tuple[Part, ...] = ("model", "index")
+
+LEASES: dict[Part, Subject] = {
+    "model": Subject(f"{LEASE}/model", "store"),
+    "index": Subject(f"{LEASE}/index", "index of this store"),
+}
+"""The lease of each part."""
+
 KEPT = 10
 """Commits that stay readable; of older ones only the number stays, so that it is never given again."""
 

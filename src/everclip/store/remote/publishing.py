@@ -14,9 +14,9 @@ from typing import Protocol
 from everclip.errors import EverclipError, RunFolderError
 from everclip.files import crash_point, file_digest
 from everclip.lock import now
+from everclip.remote.files import RemoteFiles, Say
+from everclip.remote.lease import Lease
 from everclip.store.remote.commits import DATA, PARTS, Commit, Commits, File, Part, part_of
-from everclip.store.remote.files import RemoteFiles, Say
-from everclip.store.remote.lease import Lease
 from everclip.store.remote.tree import Contents, Placed, scan, stamp_of
 
 EVERY = 60.0

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from everclip.errors import CheckpointError, ConfigError, EverclipError
 from everclip.files import cache_folder
+from everclip.remote.files import Say, open_files
+from everclip.remote.lease import Holder, Lease, leased
 from everclip.search.records import FOLDER as INDEX_FOLDER
 from everclip.search.records import SERVING
-from everclip.store.remote.commits import COMMITS, DATA, LEASE, Commit, Commits, File, Part
-from everclip.store.remote.files import Say, open_files
-from everclip.store.remote.lease import Holder, Lease, leased
+from everclip.store.remote.commits import COMMITS, DATA, LEASE, LEASES, Commit, Commits, File, Part
 from everclip.store.remote.publishing import Publisher
 from everclip.store.remote.tree import Contents, Placed, link, new_tree, remove_folder, scan, stamp_of
 
@@ -286,7 +286,7 @@ class WorkingCopy:
         Raises:
             RunFolderError: if another process changes this part, or has changed it meanwhile; names it.
         """
-        with leased(self.files, part, verb, wait, self.say) as lease, self._lock:
+        with leased(self.files, LEASES[part], verb, wait, self.say) as lease, self._lock:
             self.refresh(anew=True)
             left = lease.interrupted
             if left is not None and self._has_published(left, part):  # it was killed after its work
@@ -324,7 +324,7 @@ class WorkingCopy:
                 f"{self.files.place(other[0])}: there is something already; a store needs a new or empty folder."
             )
         with (
-            leased(self.files, "model", verb, False, self.say) as lease,
+            leased(self.files, LEASES["model"], verb, False, self.say) as lease,
             self._lock,
             self._publishing(lease, "model", True) as publisher,
         ):

@@ -5,13 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from everclip.data.pictures.remote import (
-    RemoteFile,
-    brief_error,
-    file_system,
-    remote_file,
-    require_no_secrets,
-)
+from everclip.data.pictures.remote import RemoteFile, file_system, remote_file
 from everclip.data.reading.formats.files import without_rows
 from everclip.data.reading.formats.parquet import read_parquet
 from everclip.data.reading.formats.raw import Raw
@@ -20,6 +14,7 @@ from everclip.data.reading.formats.sides import sides_of_names, with_splits
 from everclip.data.reading.formats.system_files import is_system_path
 from everclip.data.reading.quarantine import DamagedFileError
 from everclip.errors import ConfigError
+from everclip.urls import brief_error, require_no_secrets
 
 ENDINGS = (".tar", ".parquet")
 _TOGETHER = 8  # shards whose heads are asked for at the same time

@@ -1,4 +1,4 @@
-"""The files of a store far away, through fsspec: read and written whole, or created only if nothing is there.
+"""Files far away, through fsspec: read and written whole, or created only if nothing is there.
 
 Accounts and keys come from the environment, as fsspec's back ends define it (`AWS_PROFILE`, `AWS_ENDPOINT_URL`...); a
 URL that holds them is refused.
@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from everclip.data.pictures.remote import brief_error, require_no_secrets
 from everclip.errors import ConfigError, EverclipError, RunFolderError
 from everclip.files import sync_and_rename, write_bytes_atomic
+from everclip.urls import brief_error, require_no_secrets
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # a disk without hard links
 
@@ -27,8 +27,6 @@ Say = Callable[[str], None]
 EXCLUSIVE = ("s3", "s3a", "gs", "gcs", "file", "local", "memory")
 """Kinds of URLs whose back end is known to create a file only if there is none, in one step."""
 
-NOT_EXCLUSIVE = "a store needs files that are created only if there is none, which is not possible here"
-
 _TRIES = 3
 _PATIENT = 8
 """Tries of what ends a change, which may have taken hours: about a minute."""
@@ -36,27 +34,31 @@ _PATIENT = 8
 _WITHOUT_FOLDERS = ("s3", "s3a", "gs", "gcs", "memory")  # no folder must be made before a file
 
 
-def open_files(url: str, say: Say = lambda line: None) -> RemoteFiles:
+def open_files(
+    url: str, say: Say = lambda line: None, what: str = "store", given_as: str = "STORE"
+) -> RemoteFiles:
     """Open the folder of a URL.
 
     Args:
         url: such as `s3://bucket/shop`.
         say: called with lines for the user.
+        what: what the folder is, for people.
+        given_as: the argument or setting that holds the URL, for people.
 
     Raises:
         ConfigError: if the URL holds a key, or its back end is not installed.
     """
-    require_no_secrets(url, "STORE")
+    require_no_secrets(url, given_as)
     kind, _, path = url.partition("://")
     local = kind.lower() in ("file", "local")
     if not path.strip("/"):
-        raise ConfigError(f"STORE: {url!r} names no place; expected one such as s3://bucket/shop.")
+        raise ConfigError(f"{given_as}: {url!r} names no place; expected one such as s3://bucket/shop.")
     if not local and (wrong := next((c for c in path if c in "*?[#"), None)):
         raise ConfigError(
-            f"STORE: {url}: {wrong!r} is a pattern for some back ends, which would read or remove other files; choose "
-            "another name."
+            f"{given_as}: {url}: {wrong!r} is a pattern for some back ends, which would read or remove other files; "
+            "choose another name."
         )
-    return (_LocalFiles if local else RemoteFiles)(url.rstrip("/"), kind.lower(), say)
+    return (_LocalFiles if local else RemoteFiles)(url.rstrip("/"), kind.lower(), say, what)
 
 
 class RemoteFiles:
@@ -66,12 +68,20 @@ class RemoteFiles:
         url: without a slash at the end.
         kind: the part of the URL before `://`.
         say: called with lines for the user.
+        what: what the folder is, for people.
     """
 
-    def __init__(self, url: str, kind: str, say: Say = lambda line: None) -> None:
-        self.url, self.kind, self.say = url, kind, say
+    def __init__(self, url: str, kind: str, say: Say = lambda line: None, what: str = "store") -> None:
+        self.url, self.kind, self.say, self._what = url, kind, say, what
         self._system, root = _file_system(url, kind)
         self._root = root.rstrip("/")
+
+    @property
+    def not_exclusive(self) -> str:
+        """Why a folder cannot lie here if files cannot be created only where there is none."""
+        return (
+            f"a {self._what} needs files that are created only if there is none, which is not possible here"
+        )
 
     def place(self, key: str) -> str:
         """Return the URL of a file."""
@@ -122,7 +132,7 @@ class RemoteFiles:
         try:
             self._system.pipe_file(self._path(key), data, mode="create")
         except (NotImplementedError, TypeError) as error:
-            raise ConfigError(f"{self.url}: {NOT_EXCLUSIVE} ({brief_error(error)}).") from error
+            raise ConfigError(f"{self.url}: {self.not_exclusive} ({brief_error(error)}).") from error
 
     def upload(self, path: Path, key: str) -> None:
         """Write a file of this machine.
@@ -220,7 +230,7 @@ class _LocalFiles(RemoteFiles):
             os.link(temporary, path)  # fails if there is one
         except OSError as error:
             if error.errno in _NO_LINKS:
-                raise ConfigError(f"{self.url}: {NOT_EXCLUSIVE} ({brief_error(error)}).") from error
+                raise ConfigError(f"{self.url}: {self.not_exclusive} ({brief_error(error)}).") from error
             raise
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""A lease: who changes a part of a store far away. It names its holder, and ends if the holder does not renew it.
+"""A lease: who changes something far away. It names its holder, and ends if the holder does not renew it.
 
 Leases are numbered files, and the one with the highest number holds: taking one creates the next number, which only one
-process can. A lease is a courtesy to people and to long work; what protects the store is that a commit is refused if
-the state that it began from has changed.
+process can. A store needs no more protection than its commits give: there, a lease is a courtesy to people and to long
+work. A run far away relies on it.
 
 Clocks of two machines may differ, so a lease of another machine that seems to have ended is watched until its holder
 would have renewed it, and one that is not renewed for as long as it lasts has ended, whatever its date says.
@@ -20,12 +20,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from everclip.errors import CheckpointError, ConfigError, EverclipError, RunFolderError
 from everclip.lock import now
+from everclip.remote.files import EXCLUSIVE, RemoteFiles, Say
 from everclip.sealing import sealed, unsealed
-from everclip.store.records import Record
-from everclip.store.remote.commits import LEASE, Part
-from everclip.store.remote.files import EXCLUSIVE, NOT_EXCLUSIVE, RemoteFiles, Say
 
 SECONDS = 90.0
 """A lease ends so long after it was renewed last."""
@@ -40,7 +40,26 @@ WATCHED = 1.5 * RENEWED
 """Seconds that a lease of another machine must stay as it is before it is taken over."""
 
 
-class Holder(Record):
+@dataclass(frozen=True)
+class Subject:
+    """What a lease is for.
+
+    Attributes:
+        folder: of the lease's files, below the URL.
+        name: what it is, for people: "store".
+        advice: what to do while another process holds it, for people.
+    """
+
+    folder: str
+    name: str
+    advice: str = "Wait for it, or give --wait"
+
+
+class LeaseLostError(RunFolderError):
+    """Another process has taken over, because this one could not renew its lease in time."""
+
+
+class Holder(BaseModel):
     """Who holds a lease.
 
     Attributes:
@@ -50,6 +69,8 @@ class Holder(Record):
         until: when it ends, in seconds since 1970 (UTC).
         released: whether the holder has finished.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     verb: str
     host: str
@@ -79,15 +100,15 @@ class Lease:
     """A lease that this process has taken.
 
     Attributes:
-        files: of the store.
-        part: what it is for.
+        files: where it lies.
+        subject: what it is for.
         number: of its file.
         holder: this process.
         interrupted: who held the lease before and never released it.
     """
 
     files: RemoteFiles
-    part: Part
+    subject: Subject
     number: int
     holder: Holder
     interrupted: Holder | None
@@ -96,12 +117,13 @@ class Lease:
         """Check that the lease is still this process's.
 
         Raises:
-            RunFolderError: if another process has taken over.
+            LeaseLostError: if another process has taken over.
+            RunFolderError: if the server does not answer, or refuses.
         """
-        number, holder = _newest(self.files, self.part)
+        number, holder = _newest(self.files, self.subject)
         if number != self.number:
             by = "another process" if holder is None else str(holder)
-            raise RunFolderError(
+            raise LeaseLostError(
                 f"{self.files.url}: {by} took over, because this process could not renew its lease for "
                 f"{SECONDS:.0f} s. Nothing was published; repeat the command."
             )
@@ -110,18 +132,18 @@ class Lease:
         """Say that this process still works, or that it has finished."""
         until = time.time() + SECONDS
         self.holder = self.holder.model_copy(update={"until": until, "released": released})
-        self.files.write(_key(self.part, self.number), sealed(self.holder).encode())
+        self.files.write(_key(self.subject, self.number), sealed(self.holder).encode())
 
 
 @contextmanager
 def leased(
-    files: RemoteFiles, part: Part, verb: str, wait: bool = False, say: Say = lambda line: None
+    files: RemoteFiles, subject: Subject, verb: str, wait: bool = False, say: Say = lambda line: None
 ) -> Iterator[Lease]:
-    """Hold the lease of a part.
+    """Hold the lease of what is changed.
 
     Args:
-        files: of the store.
-        part: what is changed.
+        files: where it lies.
+        subject: what is changed.
         verb: what the holder does, for others.
         wait: wait for another holder in place of an error.
         say: called with lines for the user.
@@ -130,7 +152,7 @@ def leased(
         RunFolderError: if another process holds it; names the holder.
         ConfigError: if this file system cannot create a file only if there is none.
     """
-    lease = _take(files, part, verb, wait, say)
+    lease = _take(files, subject, verb, wait, say)
     ended = threading.Event()
     thread = threading.Thread(target=_renewing, args=(lease, ended), name="everclip-lease", daemon=True)
     thread.start()
@@ -140,34 +162,34 @@ def leased(
         ended.set()
         thread.join()
         with suppress(EverclipError):  # it ends by itself; an error of the work counts more
-            if _newest(files, part)[0] == lease.number:
+            if _newest(files, subject)[0] == lease.number:
                 lease.renew(released=True)
 
 
 def _renewing(lease: Lease, ended: threading.Event) -> None:
     while not ended.wait(RENEWED):
         with suppress(EverclipError):  # tried again soon; `require` says so if it was too late
-            if _newest(lease.files, lease.part)[0] != lease.number:
+            if _newest(lease.files, lease.subject)[0] != lease.number:
                 return
             lease.renew()
 
 
-def _take(files: RemoteFiles, part: Part, verb: str, wait: bool, say: Say) -> Lease:
+def _take(files: RemoteFiles, subject: Subject, verb: str, wait: bool, say: Say) -> Lease:
     if files.kind not in EXCLUSIVE:
         say(
             f"note: whether `{files.kind}://` creates a file only if there is none, in one step, is not known: let one "
-            "process at a time change this store"
+            f"process at a time change this {subject.name}"
         )
     told, watch = False, _Watch()
     while True:
-        number, before = _newest(files, part)
+        number, before = _newest(files, subject)
         if before is None or watch.ended(number, before):
             mine = _holder(verb)
-            if files.create(_key(part, number + 1), sealed(mine).encode()):
+            if files.create(_key(subject, number + 1), sealed(mine).encode()):
                 break  # else another process was faster
         elif not wait and (watch.renewed or not before.ended):
             raise RunFolderError(
-                f"{files.url}: {before} works on this {_WHAT[part]}. Wait for it, or give --wait; if it has ended, its "
+                f"{files.url}: {before} works on this {subject.name}. {subject.advice}; if it has ended, its "
                 f"lease ends within {SECONDS if watch.renewed else _left(before):.0f} s."
             )
         elif not told:
@@ -178,10 +200,10 @@ def _take(files: RemoteFiles, part: Part, verb: str, wait: bool, say: Say) -> Le
             )
             told = True
         time.sleep(PAUSE)
-    _require_exclusive(files, part, number + 1)
-    files.remove([f"{LEASE}/{part}/{name}" for name in _names(files, part) if int(name[:9]) <= number])
+    _require_exclusive(files, subject, number + 1)
+    files.remove([f"{subject.folder}/{name}" for name in _names(files, subject) if int(name[:9]) <= number])
     interrupted = None if before is None or before.released else before
-    return Lease(files, part, number + 1, mine, interrupted)
+    return Lease(files, subject, number + 1, mine, interrupted)
 
 
 def _left(holder: Holder) -> float:
@@ -210,19 +232,16 @@ class _Watch:
         return time.monotonic() - self._since >= (WATCHED if holder.ended else SECONDS)
 
 
-_WHAT: dict[Part, str] = {"model": "store", "index": "index of this store"}
-
-
-def _require_exclusive(files: RemoteFiles, part: Part, number: int) -> None:
-    """Create a file that is there: a server that lets it happen would let two processes change the store at once.
+def _require_exclusive(files: RemoteFiles, subject: Subject, number: int) -> None:
+    """Create a file that is there: a server that lets it happen would let two processes hold the lease at once.
 
     Raises:
         ConfigError: if it does.
     """
-    if files.create(_key(part, number), sealed(_holder("check")).encode()):
+    if files.create(_key(subject, number), sealed(_holder("check")).encode()):
         with suppress(EverclipError):
-            files.remove([_key(part, number)])
-        raise ConfigError(f"{files.url}: {NOT_EXCLUSIVE} (the server replaced one that was there).")
+            files.remove([_key(subject, number)])
+        raise ConfigError(f"{files.url}: {files.not_exclusive} (the server replaced one that was there).")
 
 
 def _holder(verb: str) -> Holder:
@@ -256,22 +275,22 @@ def _kernel() -> str:
         return ""
 
 
-def _key(part: Part, number: int) -> str:
-    return f"{LEASE}/{part}/{number:09d}.json"
+def _key(subject: Subject, number: int) -> str:
+    return f"{subject.folder}/{number:09d}.json"
 
 
-def _names(files: RemoteFiles, part: Part) -> list[str]:
-    return [name for name in files.names(f"{LEASE}/{part}") if name[:9].isdigit()]
+def _names(files: RemoteFiles, subject: Subject) -> list[str]:
+    return [name for name in files.names(subject.folder) if name[:9].isdigit()]
 
 
-def _newest(files: RemoteFiles, part: Part) -> tuple[int, Holder | None]:
+def _newest(files: RemoteFiles, subject: Subject) -> tuple[int, Holder | None]:
     """Return the highest number and its holder; `None` if there is none, or it is damaged, which ends it."""
-    names = _names(files, part)
+    names = _names(files, subject)
     if not names:
         return 0, None
     number = int(names[-1][:9])
     try:
-        data = files.read(_key(part, number))
-        return number, unsealed(data.decode(errors="replace"), Holder, files.place(_key(part, number)))
+        data = files.read(_key(subject, number))
+        return number, unsealed(data.decode(errors="replace"), Holder, files.place(_key(subject, number)))
     except (FileNotFoundError, CheckpointError):
         return number, None
