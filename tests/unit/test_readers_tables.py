@@ -127,6 +127,39 @@ def test_dates_become_iso_text_so_that_prefixes_compare(folder: Path) -> None:
     assert table.column("day") == ["2024-01-05", "2024-02-01"]
 
 
+def write_times(folder: Path, times: pa.Array) -> Path:
+    """Write a Parquet of two rows with a column `time`."""
+    images = ["p/0.png", "p/1.png"]
+    pq.write_table(pa.table({"image": images, "caption": ["x", "y"], "time": times}), folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+@pytest.mark.parametrize(
+    ("stored", "kind", "number", "shown"),
+    [
+        (pa.int64(), pa.timestamp("ms"), 1_700_000_000_000_000, "1700000000000000"),  # it counts microseconds
+        (pa.int64(), pa.timestamp("us", "UTC"), -(2**62), "-4611686018427387904"),
+        (pa.int32(), pa.date32(), 2**30, "1073741824"),
+    ],
+)
+def test_a_date_that_no_calendar_has_is_shown_as_it_is(
+    folder: Path, stored: pa.DataType, kind: pa.DataType, number: int, shown: str
+) -> None:
+    times = load(write_times(folder, pa.array([number, 0], stored).cast(kind))).table.column("time")
+    assert times[0].endswith(f"{shown}, outside the years 1 to 9999")
+    assert times[1].startswith("1970-01-01")
+
+
+def test_a_time_zone_that_is_not_known_is_named(folder: Path) -> None:
+    path = write_times(folder, pa.array([0, 1], pa.timestamp("us", "Mars/Base")))
+    with pytest.raises(DataError, match=r"'time' holds times of the zone 'Mars/Base', which is not known"):
+        load(path)
+
+
+def test_a_blank_time_is_missing(folder: Path) -> None:
+    assert load(write_times(folder, pa.array(["2024", " "]))).table.column("time") == ["2024", None]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -256,6 +256,8 @@ def test_seconds_since_1970_are_read_in_utc_whatever_the_zone_of_the_machine(
         ("unix", "soon", "'soon' is not a number of seconds"),
         ("unix", 1230768000000, "after the year 3000; if it counts milliseconds, set clock: unix-ms"),
         ("utc", "2024-01-31T25:00:00+01:00", "hour must be in"),
+        ("utc", "0001-01-01T00:00:00+02:00", "is outside the years 1 to 9999 in UTC"),
+        ("utc", "9999-12-31T23:59:59-02:00", "is outside the years 1 to 9999 in UTC"),
     ],
 )
 def test_a_value_that_is_no_such_time_names_its_row(
@@ -272,6 +274,26 @@ def test_milliseconds(tmp_path: Path) -> None:
         "2008-12-31",
         "2009-01-01",
     ]
+
+
+@pytest.mark.parametrize("stamps", [[1600000000, 1700000000], [1.6e9, None], ["1600000000", ""]])
+def test_seconds_that_are_called_milliseconds_are_refused(tmp_path: Path, stamps: list[Any]) -> None:
+    """Read as milliseconds, the whole data would be one task of January 1970."""
+    data = write(tmp_path / "d.parquet", 40, caption=["a"], time=stamps)
+    with pytest.raises(DataError, match=r"d\.parquet: time: .*seem to count seconds; set clock: unix "):
+        load_scenario(document("time", data, every="year", clock="unix-ms"))
+
+
+def test_milliseconds_of_1970_beside_later_ones_are_read(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.parquet", 40, caption=["a"], time=[-1, 0, 1230768000000])
+    scenario = load_scenario(document("time", data, every="year", clock="unix-ms"))
+    assert [task.name for task in scenario.tasks] == ["1969", "1970", "2009"]
+
+
+def test_a_number_that_counts_from_1970_names_the_clock(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.parquet", 3, caption=["a"], time=[1700000000])
+    with pytest.raises(DataError, match=r"row 1.*1700000000 is not an ISO time.*set clock: unix \(seconds\)"):
+        load_scenario(document("time", data, every="year"))
 
 
 def test_only_time_has_a_clock(tmp_path: Path) -> None:
@@ -293,6 +315,20 @@ def test_rows_without_a_date_are_counted_with_listed_tasks_too(tmp_path: Path) -
     ]
     scenario = load_scenario(document("time", data, tasks=tasks))
     assert any("20 rows without 'time' belong to no task" in note for note in scenario.notes)
+
+
+@pytest.mark.parametrize("column", ["time", "made"])
+@pytest.mark.parametrize("cut", [{"every": "year"}, {"parts": 2}, {"every": "year", "clock": "utc"}])
+def test_a_blank_date_is_a_missing_date(tmp_path: Path, column: str, cut: dict[str, Any]) -> None:
+    data = write(
+        tmp_path / "d.parquet", 60, caption=["a"], **{column: ["2024-01-01", "", "  ", "2025-01-01"]}
+    )
+    scenario = load_scenario(document("time", data, column=column, **cut))
+    assert len(scenario.tasks) == 2
+    assert any(f"30 rows without {column!r} belong to no task" in note for note in scenario.notes)
+    known = {"name": "known", "where": {column: {"to": "2024-06"}}}
+    based = load_scenario(document("time", data, column=column, every="year", base=known))
+    assert [task.name for task in based.tasks] == ["2025"]
 
 
 # -- a run ----------------------------------------------------------------------------------------------------

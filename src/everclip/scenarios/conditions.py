@@ -54,12 +54,14 @@ def row_of(table: Table, position: int) -> str:
 
 
 def normalised(value: Any) -> Any:
-    """Return a value in the form that is compared: dates as ISO text, NaN as `None`."""
+    """Return a value in the form that is compared: dates as ISO text, NaN and blank text as `None`."""
     if isinstance(value, dt.datetime):
         return value.isoformat()
     if isinstance(value, dt.date):
         return value.isoformat()
     if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, str) and not value.strip():
         return None
     if isinstance(value, str) and re.match(r"\d{4}-\d{2}-\d{2} ", value):
         return value.replace(" ", "T", 1)

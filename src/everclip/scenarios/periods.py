@@ -12,6 +12,7 @@ from everclip.scenarios.conditions import normalised
 _ISO = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?(?:[T ].*)?")
 _WEEK = re.compile(r"(\d{4})-?W(\d{2})(?:-?\d)?")
 _QUARTER = re.compile(r"(\d{4})-?Q([1-4])")
+_COUNT = re.compile(r"-?\d{9,}(\.\d+)?")
 _NEEDS = {"year": 1, "quarter": 2, "month": 2, "week": 3, "day": 3}
 _PARTS = ("year", "month", "day")
 
@@ -38,7 +39,15 @@ def period_of(value: Any, unit: str) -> str | int:
         return named
     match = _ISO.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{value!r} is not an ISO time (2024, 2024-03, 2024-03-05, 2024-03-05T12:00)")
+        count = _COUNT.fullmatch(text.strip())
+        raise ValueError(
+            f"{value!r} is not an ISO time (2024, 2024-03, 2024-03-05, 2024-03-05T12:00)"
+            + (
+                "; if it counts from 1970, set clock: unix (seconds) or unix-ms (milliseconds)"
+                if count
+                else ""
+            )
+        )
     given = [int(part) for part in match.groups() if part is not None]
     if len(given) < _NEEDS[unit]:
         raise ValueError(f"{value!r} has no {_PARTS[_NEEDS[unit] - 1]}, so its {unit} is unknown")

@@ -122,7 +122,7 @@ def _periods(table: Table, column: str, name_of: Callable[[Any], str | int]) -> 
     """Return period -> positions."""
     found: dict[str | int, list[int]] = {}
     for position, value in enumerate(table.column(column)):
-        if value is None or value != value:
+        if normalised(value) is None:
             continue
         try:
             found.setdefault(name_of(value), []).append(position)

@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,7 @@ def plain(columns: pa.Table) -> tuple[pa.Table, list[Problem]]:
         if pa.types.is_dictionary(held.type):
             held = pa.chunked_array([c.dictionary_decode() for c in held.chunks], held.type.value_type)
         if pa.types.is_temporal(held.type):
-            held = _iso(held)
+            held = _iso(held, name)
         if name in ("caption", *NAMES) and (
             pa.types.is_binary(held.type) or pa.types.is_large_binary(held.type)
         ):
@@ -68,24 +68,54 @@ def odd_values(odd: Mapping[str, Odd], chosen: Mapping[str, str]) -> list[Proble
     ]
 
 
-def _iso(held: pa.ChunkedArray) -> pa.ChunkedArray:
+def _iso(held: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Return dates and times as ISO text, lengths of time as numbers.
+
+    Raises:
+        DataError: for a time zone that is not known here.
+    """
     kind = held.type
     if pa.types.is_timestamp(kind):
-        # Python has no type for nanoseconds; microseconds are enough to order data.
-        values = held.cast(pa.timestamp("us", kind.tz), safe=False).to_pylist()
-        midnight = all(v is None or (v.time() == datetime.time() and v.tzinfo is None) for v in values)
+        if kind.unit == "ns":  # Python has no type for nanoseconds; microseconds are enough to order data.
+            held = held.cast(pa.timestamp("us", kind.tz), safe=False)
+        values = _moments(held, name)
+        times = [v for v in values if isinstance(v, datetime.datetime)]
+        midnight = all(v.time() == datetime.time() and v.tzinfo is None for v in times)
         return pa.chunked_array([[_stamp(v, midnight) for v in values]], pa.string())
     if pa.types.is_date(kind) or pa.types.is_time(kind):
-        return pa.chunked_array(
-            [[None if v is None else v.isoformat() for v in held.to_pylist()]], pa.string()
-        )
+        return pa.chunked_array([[_stamp(v, False) for v in _moments(held, name)]], pa.string())
     return held.cast(pa.int64())
 
 
-def _stamp(value: datetime.datetime | None, midnight: bool) -> str | None:
-    if value is None:
-        return None
-    return value.date().isoformat() if midnight else value.isoformat()
+Moment = datetime.datetime | datetime.date | datetime.time | str | None
+
+
+def _moments(held: pa.ChunkedArray, name: str) -> list[Moment]:
+    """Return Python's dates and times; a text in place of those outside the years 1 to 9999, which Python lacks."""
+
+    def moment(value: pa.Scalar) -> Moment:
+        try:
+            return cast("Moment", value.as_py())
+        except OverflowError:
+            return f"{value.type} {value.value}, outside the years 1 to 9999"
+
+    try:
+        return cast("list[Moment]", held.to_pylist())
+    except OverflowError:
+        return [moment(value) for value in held]
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"column {name!r} holds times of the zone {held.type.tz!r}, which is not known here. Correct the name, or "
+            "install the time zones of your system (tzdata)."
+        ) from error
+
+
+def _stamp(value: Moment, midnight: bool) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return (
+        value.date().isoformat() if midnight and isinstance(value, datetime.datetime) else value.isoformat()
+    )
 
 
 def _has_text(kind: pa.DataType) -> bool:
@@ -235,7 +265,7 @@ def with_plain_names(columns: pa.Table, source: str, numeric_time: bool) -> tupl
             )
     if "time" in columns.column_names:
         times = _times if numeric_time else _whole
-        columns = replaced(columns, "time", times(columns.column("time")))
+        columns = replaced(columns, "time", times(_without_blanks(columns.column("time"))))
     return columns, problems
 
 
@@ -261,6 +291,14 @@ def _composed(held: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     if all(v == composed for v, composed in known.items()):
         return held
     return pa.array([None if v is None else known[v] for v in held.to_pylist()], pa.string())
+
+
+def _without_blanks(held: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return texts with null in place of those that hold only blanks."""
+    if not (pa.types.is_string(held.type) or pa.types.is_large_string(held.type)):
+        return held
+    blank = pc.equal(pc.utf8_trim_whitespace(held), pa.scalar("", held.type))
+    return pc.if_else(blank, pa.scalar(None, held.type), held) if pc.any(blank).as_py() else held
 
 
 def _whole(held: pa.ChunkedArray) -> pa.ChunkedArray:
