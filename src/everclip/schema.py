@@ -268,7 +268,9 @@ class TrainingConfig(Frozen):
         if self.shard and apart:
             raise ValueError(f"shard: does not work with {' and '.join(apart)}; leave one of them out")
         if self.macs is not None and self.extra_steps:
-            raise ValueError("extra_steps: a budget in macs is used up; there are no steps after it")
+            raise ValueError(
+                "extra_steps: a budget in macs pays for every step, so none can be added; leave extra_steps out"
+            )
         return self
 
 

@@ -128,6 +128,18 @@ def test_a_shard_alone_that_is_no_archive_is_refused(folder: Path) -> None:
         load(folder / "00001.tar", damaged_archives="noted")
 
 
+@pytest.mark.parametrize("size", [1024, 10240])
+def test_an_archive_without_members_is_whole_and_said(folder: Path, size: int) -> None:
+    """What a writer leaves that closes a shard in which it wrote nothing; tar pads it to 10,240 bytes."""
+    (folder / "00001.tar").write_bytes(b"\0" * size)
+    loaded = load(folder)
+    assert len(loaded.table) == 2 * SAMPLES
+    assert loaded.quarantine.entries == ()
+    assert "00001.tar: an archive without members" in loaded.guesses
+    with pytest.raises(DataError, match=r"there is no row: 00001\.tar: an archive without members"):
+        load(folder / "00001.tar")
+
+
 def test_check_reads_on_and_stops_in_words(
     folder: Path, command: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -16,7 +16,7 @@ from everclip.errors import ConfigError
 from everclip.learner import Learner
 from everclip.running.prepare import prepare
 from everclip.scenarios.load import load_scenario
-from everclip.training.budget import macs_of, phase_steps, within_macs
+from everclip.training.budget import _rounded_up, macs_of, phase_steps, within_macs
 from everclip.training.trial import count_macs, macs_in
 from everclip.training.watching import Cursor
 from micro import MODEL
@@ -124,9 +124,24 @@ def test_what_a_teacher_does_once_per_phase_is_no_part_of_a_step(
 
 
 def test_a_budget_too_small_for_a_step_says_what_is_needed(micro_folder: Path, tasks: list[Task]) -> None:
-    learner = Learner.create(str(micro_folder / "model"), training={"macs": 10.0, "batch_size": 8})
-    with pytest.raises(ConfigError, match=r"do not allow one step of phase 'train'.*needs at least"):
+    def learn(macs: float) -> Learner:
+        training = {"macs": macs, "batch_size": 8}
+        learner = Learner.create(str(micro_folder / "model"), training=training)
         learner.learn(tasks[0])
+        return learner
+
+    with pytest.raises(
+        ConfigError, match=r"do not allow one step of phase 'train'.*needs at least"
+    ) as caught:
+        learn(10.0)
+    learn(float(str(caught.value).split("at least ")[1].rstrip(".")))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(2.941e9, "2.95e+09"), (2.94e9, "2.94e+09"), (9.999e9, "1e+10"), (7.0, "7")]
+)
+def test_what_is_needed_is_rounded_up(count: float, text: str) -> None:
+    assert _rounded_up(count) == text
 
 
 def test_phases_with_steps_of_their_own_come_first(tasks: list[Task]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,22 @@ def test_a_damaged_index_is_made_again(shards: Path, monkeypatch: pytest.MonkeyP
     before = everything(load(shards))
     (folder,) = (shards.parent / "cache" / "index").iterdir()
     (folder / "columns.arrow").write_bytes(b"nothing")
+    assert everything(load(shards)) == before
+    refuse(monkeypatch)
+    assert everything(load(shards)) == before
+
+
+@pytest.mark.parametrize("change", ["a field more", "a field less", "another form"])
+def test_an_index_of_another_version_is_made_again(
+    shards: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(load(shards))
+    (folder,) = (shards.parent / "cache" / "index").iterdir()
+    about = json.loads((folder / "about.json").read_text())
+    about["quarantine"]["entries"][0]["colour"] = "red"
+    if change == "a field less":
+        del about["name"]
+    (folder / "about.json").write_text(json.dumps([] if change == "another form" else about))
     assert everything(load(shards)) == before
     refuse(monkeypatch)
     assert everything(load(shards)) == before

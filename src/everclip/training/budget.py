@@ -64,9 +64,15 @@ def within_macs(
         needed = fixed + sum(per_step[phase.name] * phase.repeats for phase in free)
         raise ConfigError(
             f"training.macs: {budget:.3g} multiply-accumulates do not allow one step of phase {small!r} "
-            f"({per_step[small]:.3g} each); this task needs at least {needed:.3g}."
+            f"({_rounded_up(per_step[small])} each); this task needs at least {_rounded_up(needed)}."
         )
     return [replace(p, steps=steps[p.name]) if takes_budget(p) else p for p in phases]
+
+
+def _rounded_up(count: float) -> str:
+    """Return a count with three digits, never less than it is: a user sets what a message names."""
+    unit = 10.0 ** (math.floor(math.log10(count)) - 2)
+    return f"{math.ceil(count / unit) * unit:.3g}"
 
 
 def macs_of(phases: Sequence[Phase], config: TrainingConfig, per_step: Mapping[str, float]) -> float:

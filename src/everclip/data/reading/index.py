@@ -116,15 +116,25 @@ def _load(folder: Path) -> Loaded | None:
     if not folder.is_dir():
         return None
     try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        columns, pictures, rows, facts = (
-            mapped(folder / f"{name}.arrow") for name in ("columns", "pictures", "rows", "facts")
+        return _read(folder)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, pa.ArrowException) as error:
+        # Another version of everclip may have written other fields.
+        log.warning(
+            "%s: damaged, or of another version (%s: %s); the shards are read again.",
+            folder,
+            type(error).__name__,
+            error,
         )
-    except (OSError, ValueError, pa.ArrowException) as error:
-        log.warning("%s: damaged (%s); the shards are read again.", folder, error)
         if is_first_here():
             shutil.rmtree(folder, ignore_errors=True)
         return None
+
+
+def _read(folder: Path) -> Loaded:
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    columns, pictures, rows, facts = (
+        mapped(folder / f"{name}.arrow") for name in ("columns", "pictures", "rows", "facts")
+    )
     chosen = rows.column("row").combine_chunks().to_numpy() if rows.num_rows else None
     table = Table(columns, chosen, about["name"], ImageLocations(pictures.column("image")))
     vars(table)["fingerprint"] = about["fingerprint"]  # the cached property: computing it needs every value

@@ -27,7 +27,8 @@ from everclip.data.reading.spec import DataSpec
 from everclip.data.reading.wide_pairs import with_row_per_image
 from everclip.data.sampling.splits import side_of
 from everclip.data.table import ImageLocations, Table, replaced
-from everclip.errors import ConfigError
+from everclip.distributed import gather_objects, world
+from everclip.errors import ConfigError, DataError
 from everclip.files import user_path
 
 
@@ -50,11 +51,28 @@ def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, lab
         if folder is not None and not folder.is_dir() and not (spec.is_catalog and key == "root"):
             raise ConfigError(f"data.{key}: {folder}: no such folder.")
     index = index_of(spec, root, labelled)
-    known = load(index)
-    if known is not None:
-        return known
-    places = ImageFolders(resolve_from, downloads)
-    return keep(index, _loaded(read_sources(spec, root, labelled), spec, places, tick, labelled))
+    loaded = load(index)
+    if loaded is None:
+        places = ImageFolders(resolve_from, downloads)
+        loaded = keep(index, _loaded(read_sources(spec, root, labelled), spec, places, tick, labelled))
+    if world() > 1:  # computing it needs every value
+        _require_equal(spec, f"rows with the fingerprint {loaded.table.fingerprint}")
+    return loaded
+
+
+def _require_equal(spec: DataSpec, found: str) -> None:
+    """Check that all processes found the same; all must call it.
+
+    Raises:
+        DataError: on every process, if one found something else.
+    """
+    everywhere = gather_objects(found)
+    other = next((i for i, one in enumerate(everywhere) if one != everywhere[0]), None)
+    if other is not None:
+        raise DataError(
+            f"{spec.label}: the processes of this run found different data: process 0 {everywhere[0]}, process {other} "
+            f"{everywhere[other]}. All machines need the same files under the same paths: copy them again."
+        )
 
 
 def read_rows(
@@ -107,6 +125,9 @@ def _loaded(
     }
     at = columns.column("image").to_numpy()
     wanted = sorted({int(at[row]) for row in range(len(at)) if row not in broken})
+    _require_equal(
+        spec, f"{columns.num_rows:,} rows, {len(wanted):,} images"
+    )  # the images are shared out next
     seen = examine(pictures, wanted, tick, rendering=Rendering(spec.background, spec.bits))
     bad = {position: (reason, detail) for position, reason, detail in seen.bad}
     broken |= {row: bad[int(at[row])] for row in range(len(at)) if row not in broken and int(at[row]) in bad}
@@ -139,12 +160,22 @@ def _loaded(
 
 
 def _with_rows(raws: Sequence[Raw]) -> Sequence[Raw]:
-    """Return the parts that have rows; the unusable rows of the others are counted with the first part."""
-    held = [raw for raw in raws if raw.columns.num_rows or not raw.broken]
-    if len(held) < len(raws) and held:
-        empty = [raw for raw in raws if not raw.columns.num_rows and raw.broken]
+    """Return the parts that have rows; unusable rows and notes of the others are counted with the first part.
+
+    Raises:
+        DataError: if there are only archives without members.
+    """
+
+    def is_empty(raw: Raw) -> bool:
+        return not raw.columns.num_rows and bool(raw.broken or not raw.columns.column_names)
+
+    held, empty = [raw for raw in raws if not is_empty(raw)], [raw for raw in raws if is_empty(raw)]
+    if held:
         held[0].broken += [entry for raw in empty for entry in raw.broken]
+        held[0].notes += [note for raw in empty for note in raw.notes]
         return held
+    if not any(raw.broken for raw in raws):
+        raise DataError(f"there is no row: {'; '.join(note for raw in raws for note in raw.notes)}.")
     return raws
 
 

@@ -16,6 +16,7 @@ from everclip.data.pictures.remote import RemoteFile
 from everclip.data.reading.quarantine import DAMAGED, DamagedFileError, Entry
 
 _BLOCK = tarfile.BLOCKSIZE
+_EMPTY_SIZES = (2 * _BLOCK, tarfile.RECORDSIZE)  # of archives without members: only the mark of the end
 _CHUNK = 1024 * 1024
 _HEAD_READS = 16
 _HEAD_BYTES = 16 * 1024  # of an extended header: names and attributes
@@ -27,13 +28,15 @@ class NoArchiveError(DamagedFileError):
 
 
 def members(path: Path | RemoteFile, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an archive; after a damaged header, continue at the next valid one.
+    """Yield the members of an archive, which may have none; after a damaged header, continue at the next valid one.
 
     Raises:
         NoArchiveError: if there is no valid header.
     """
     size = file.seek(0, io.SEEK_END)
     at = _next_head(file, 0)
+    if at is None and size in _EMPTY_SIZES and not _more_follows(file, 0):
+        return
     if at is None:
         raise NoArchiveError(
             f"{path}: not a readable tar archive ({size:,} bytes). {_what_it_is(file, size)}"

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+
 from everclip.data.pictures.location import locations
 from everclip.data.pictures.remote import RemoteFile
 from everclip.data.reading.formats.archive import is_ended, members
@@ -111,6 +113,10 @@ def read_shard(path: Path | RemoteFile, encoding: str | None = None) -> Raw:
         archive, found = _read(_Archive(path, file, encoding))
         ended = is_ended(file)
         size = file.tell()
+    if not found and not archive.broken and not archive.system_files:
+        return Raw(
+            path.name, pa.table({}), notes=[f"{path.name}: an archive without members"], root=path.parent
+        )
     found, notes = joined(path.name, found)
     notes += name_parts(path.name, found)
     problems = [sample.find_problem(size) for sample in found]
