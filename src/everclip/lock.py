@@ -70,6 +70,18 @@ def locked(
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file; `False` if there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _holder(path: Path) -> str:
     try:
         of = json.loads(path.read_text(encoding="utf-8"))

@@ -5,10 +5,10 @@ A run is a folder. It can be stopped anywhere; the same command continues it and
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from everclip.scenarios.online import StreamRow
 from everclip.training import environment
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.progress import Progress
+from everclip.training.remote_run import RunCopy, working_copy
 from everclip.training.run_folder import RunFolder, remembering
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
@@ -75,9 +76,10 @@ def execute(
         config = target
     else:
         config = resolve_config(target, overrides, settings)
-    require_writable(Path(config.output), "output", RunFolderError)
-    with stopping_together():
-        return Run.of(remembering(config), progress, extend).execute()
+    require_writable(config.folder, "output", RunFolderError)
+    say = (progress or Progress()).say
+    with stopping_together(), working_copy(config, "run", say) as copy:
+        return Run.of(remembering(config), progress, extend, copy).execute()
 
 
 class Run(Watcher):
@@ -88,16 +90,23 @@ class Run(Watcher):
         clock: the clock of the run folder.
         progress: shows the progress.
         extend: whether to learn tasks that were added to the run.
+        copy: publishes the folder of a run far away.
     """
 
     def __init__(
-        self, prepared: Prepared, clock: Clock, progress: Progress | None = None, extend: bool = False
+        self,
+        prepared: Prepared,
+        clock: Clock,
+        progress: Progress | None = None,
+        extend: bool = False,
+        copy: RunCopy | None = None,
     ) -> None:
         config, learner = prepared.config, prepared.learner
         accelerator = learner.accelerator
-        self.config, self.extend, self.path, self._clock = config, extend, Path(config.output), clock
+        self.config, self.extend, self.path, self._clock = config, extend, config.folder, clock
         self.scenario, self.learner = prepared.scenario, learner
         self.tasks, self.remarks, self.stream = prepared.tasks, prepared.remarks, prepared.stream
+        self._copy = copy
         self._pause_at: int | None = None
         self._main = accelerator.is_main_process
         self.progress = progress or Progress(quiet=not self._main)
@@ -118,17 +127,23 @@ class Run(Watcher):
         learner.features.folders.keep_in(self.path / "features", config.evaluation, damaged)
 
     @classmethod
-    def of(cls, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> Run:
+    def of(
+        cls,
+        config: RunConfig,
+        progress: Progress | None = None,
+        extend: bool = False,
+        copy: RunCopy | None = None,
+    ) -> Run:
         """Load what a configuration names, and return its run.
 
         Raises:
             RunFolderError: if there is nothing to extend.
             EverclipError: if the parts do not fit.
         """
-        clock = Clock(Path(config.output))
+        clock = Clock(config.folder)
         if extend:
-            extending.require_run(Path(config.output))
-        return cls(prepare(config), clock, progress, extend)
+            extending.require_run(config)
+        return cls(prepare(config), clock, progress, extend, copy)
 
     def execute(self) -> Results:
         """Do what is left of the run; see `everclip.execute`."""
@@ -224,6 +239,7 @@ class Run(Watcher):
         self._save(cursor, cursor.optimiser)
         if self.state.stage == LEARN:
             self._write_results("running")
+        self._publish()
         return cursor
 
     # -- learning ---------------------------------------------------------------------------------------------
@@ -279,6 +295,7 @@ class Run(Watcher):
     def save(self, cursor: Cursor, optimiser: OptimiserState) -> None:
         """Write a checkpoint in the middle of a phase, then stop if a signal asked for it."""
         self._save(cursor, optimiser())
+        self._publish()
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
@@ -353,7 +370,9 @@ class Run(Watcher):
         self.time_left.use_earlier_rows(len(self.state.rows), self._clock.seconds().get("evaluation", 0.0))
         done = self._finished() and not added
         self.progress.say(
-            f"{self.path} is finished" if done else f"continuing {self.path} at step {self.state.step}"
+            f"{self.config.output} is finished"
+            if done
+            else f"continuing {self.config.output} at step {self.state.step}"
         )
         if added:
             self._extend(added, now_parts, cursor)
@@ -377,6 +396,7 @@ class Run(Watcher):
         self._folder.adopt(self.config)
         self._save(cursor, cursor.optimiser)
         self._write_results("running")
+        self._publish()
 
     def _record_remarks(self) -> None:
         """Record guesses, assumptions and quarantined rows as events, once."""
@@ -411,6 +431,19 @@ class Run(Watcher):
             write_checkpoint(self.checkpoints, self.state, self.learner, cursor, optimiser)
         self._times.written()
         self.learner.accelerator.wait_for_everyone()
+
+    def _publish(self) -> None:
+        """Write what is new to a run folder far away; its time counts as that of the checkpoint."""
+        if self._copy is None:
+            return
+        with self._clock.stage("checkpoints"):
+            started = time.monotonic()
+            problem = self._copy.publish()
+            costs = self.state.checkpoints
+            costs["longest"] = max(time.monotonic() - started, costs.get("longest", 0.0))
+            self._times.written()
+        if problem is not None:
+            self._event("not published", f"{problem} The run goes on in {self.path}, and tries again.")
 
     def _report_lost_time(self, problem: str | None) -> None:
         if problem is not None:

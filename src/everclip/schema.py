@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
@@ -21,6 +22,7 @@ from everclip.errors import ConfigError
 from everclip.field_types import DescribedBy, check_text, converted, field_type, models_in, not_utf8
 from everclip.synonyms import hint
 from everclip.templates import Template
+from everclip.urls import copy_of_run, is_remote, require_no_secrets
 
 SHORTHAND = {"method": "name", "backbone": "name"}
 """Sections that may be a text: `method: finetune` is `method: {name: finetune}`."""
@@ -356,14 +358,21 @@ class RunConfig(Frozen):
     @field_validator("output")
     @classmethod
     def _expand_home(cls, value: str) -> str:
-        """Expand `~`; a shell does so only at the start of an argument. Refuse an address."""
-        if "://" in value:
+        """Expand `~`; a shell does so only at the start of an argument. Refuse a URL with a key."""
+        if not is_remote(value):
+            return os.path.expanduser(value)
+        try:
+            require_no_secrets(value, "output")
+        except ConfigError as error:
             raise PydanticCustomError(
-                _SECRET,
-                "a run folder must be a folder, not an address; mount the bucket (docs/scale.md) and name the mounted "
-                "folder",
-            )
-        return os.path.expanduser(value)
+                _SECRET, "{problem}", {"problem": str(error).removeprefix("output: ").removesuffix(".")}
+            ) from error
+        return value.rstrip("/")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder on this machine: `output` or, if that is a URL, the copy that a run works in."""
+        return copy_of_run(self.output) if is_remote(self.output) else Path(self.output)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; the others may change when a run continues."""

@@ -1,11 +1,14 @@
-"""URLs: which texts are one, and how messages are kept free of the keys that belong to them."""
+"""URLs: which texts are one, where copies of what lies there are kept, and messages without the keys of accounts."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from pathlib import Path
 
 from everclip.errors import ConfigError
+from everclip.files import cache_folder
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # `name:password@`, but not the port of a host; keys of S3 may contain `/`. `https://` has no containers.
@@ -20,6 +23,13 @@ _SIGNED = re.compile(r"((?:signature|credential|token|sig|password|accesskeyid)=
 def is_remote(place: str) -> bool:
     """Whether a path is a URL."""
     return _URL.match(place) is not None
+
+
+def copy_of_run(url: str) -> Path:
+    """Return the folder on this machine for the copy of a run folder far away; it has the same name."""
+    place = url.rstrip("/")
+    key = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return cache_folder() / "runs" / key / (place.rpartition("/")[2] or "run")
 
 
 def require_no_secrets(url: str, key: str) -> None:

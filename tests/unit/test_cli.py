@@ -171,7 +171,9 @@ def test_a_rate_that_also_lost_what_was_known_is_not_called_too_low(
     changed = {"new_change": 0.0, "known_change": known, "retention_change": None}
     events = [Event(kind="collapsed", message="wrecked", row=1)] * collapsed
     print_results(
-        results.model_copy(update={"metrics": results.metrics | changed, "events": events}), Path("run")
+        results.model_copy(update={"metrics": results.metrics | changed, "events": events}),
+        Path("run"),
+        "run",
     )
     shown = capsys.readouterr().out
     assert (f"The learning rate may be {cause}" in shown) == (not collapsed)
@@ -187,7 +189,7 @@ def test_the_table_speaks_of_retention_sets_only_where_it_has_some(
     assert len(others) < len(results.columns)
     for columns in (results.columns, others):
         capsys.readouterr()
-        print_results(results.model_copy(update={"columns": columns}), tmp_path)
+        print_results(results.model_copy(update={"columns": columns}), tmp_path, str(tmp_path))
         shown = capsys.readouterr().out
         assert f"protocol `{results.matrix.protocol}`, percent" in shown
         assert ("retention sets: own metric, own answers" in shown) == (columns is not others)

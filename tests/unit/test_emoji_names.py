@@ -189,7 +189,7 @@ def test_a_second_measure_changes_neither_the_measures_of_the_space_nor_the_prin
     assert both.rows[-1].representation == alone.rows[-1].representation
     assert "known (retrieval)" in both.matrix.columns
     capsys.readouterr()
-    print_results(both, tmp_path)
+    print_results(both, tmp_path, str(tmp_path))
     table = capsys.readouterr().out
     assert "known   2001   2002   2003  groups" in table
     assert "(retrieval)" not in table

@@ -192,17 +192,19 @@ def _learner(model: str) -> tuple[Learner, dict[str, Any]] | None:
     """Return the learner that `model` names and its source; `None` if it names a backbone."""
     from everclip.cli.export_source import source_of_learner, source_of_version
     from everclip.store.loading import store_of
+    from everclip.training.remote_run import local_run
 
     stored = store_of(model)
     if stored is not None:
         store, version = stored
         learner = store.load(version)
         return learner, source_of_version(store, version, learner)
-    if (Path(model) / "checkpoints").is_dir():
+    folder = local_run(model, "model")
+    if (folder / "checkpoints").is_dir():
         from everclip.learner import Learner
 
-        learner = Learner.load(model)
-        return learner, source_of_learner(Path(model), learner)
+        learner = Learner.load(folder)
+        return learner, source_of_learner(folder, learner)
     return None
 
 

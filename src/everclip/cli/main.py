@@ -126,12 +126,12 @@ def run(
     if as_json:
         _print_json(results.model_dump(mode="json"))
     else:
-        print_results(results, Path(resolved.output))
+        print_results(results, resolved.folder, resolved.output)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: Annotated[str, typer.Argument(help="A run folder, or its URL (s3://bucket/runs/shop).")],
 ) -> None:
     """Write the report of a run.
 
@@ -140,14 +140,18 @@ def report(
     Example: everclip report runs/emoji-time-replay-s0
     """
     from everclip.report import write_report
+    from everclip.training.remote_run import changed_run
 
-    typer.echo(str(write_report(folder)))
+    with changed_run(folder, "report") as path:
+        page = write_report(path)
+    typer.echo(f"{folder.rstrip('/')}/{page.name}")
 
 
 @app.command()
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(help="Run folders; runs of the same method count as its seeds.")
+        list[str],
+        typer.Argument(help="Run folders, or their URLs; runs of the same method count as its seeds."),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write an HTML page to this file.")

@@ -88,7 +88,7 @@ def plan(config: RunConfig, processes: int | None = None) -> dict[str, Any]:
         "memory": None if need is None else memory_of(need, run.learner.accelerator.device),
         "processes": shared,
         "disk_mb": round((config.checkpoint.keep + 1) * (stored + moments) / 1e6, 1),
-        "disk_free_mb": round(shutil.disk_usage(_existing(Path(config.output))).free / 1e6),
+        "disk_free_mb": round(shutil.disk_usage(_existing(config.folder)).free / 1e6),
         "notes": [*(message for _, message in run.remarks), *class_name_notes(run.scenario.eval_sets)],
         "seconds": round(steps * timing["step"] + rows * pictures * timing["picture"], 1),
     }

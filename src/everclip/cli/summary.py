@@ -54,8 +54,14 @@ def _without_second_measures(results: Results) -> Matrix:
     return matrix.model_copy(update={"columns": [matrix.columns[i] for i in kept], "values": values})
 
 
-def print_results(results: Results, folder: Path) -> None:
-    """Print the score matrix of the headline, notes, and the paths of result and report."""
+def print_results(results: Results, folder: Path, place: str) -> None:
+    """Print the score matrix of the headline, notes, and the places of result and report.
+
+    Args:
+        results: of a run.
+        folder: the run folder on this machine.
+        place: the run folder as the user named it: a folder, or a URL.
+    """
     matrix = _without_second_measures(results)
     width = max(len(name) for name in [*matrix.rows, "before"])
     columns = [max(5, len(name)) for name in matrix.columns]
@@ -79,7 +85,7 @@ def print_results(results: Results, folder: Path) -> None:
         )
     for event in collapsed:
         typer.echo(f"WARNING: {event.message}.")
-    typer.echo(f"results: {folder / 'results.json'}")
+    typer.echo(f"results: {place}/results.json")
     for what, page in (("report:  ", "report.html"), ("before and after: ", "diagnosis.html")):
         if (folder / page).is_file():
-            typer.echo(f"{what}{folder / page}")
+            typer.echo(f"{what}{place}/{page}")

@@ -22,12 +22,12 @@ from everclip.diagnosis.blind_pairs import (
 from everclip.diagnosis.of_run import start_learner
 from everclip.errors import ConfigError
 from everclip.evaluation.results import FILE, Results
-from everclip.files import user_path
 from everclip.learner.core import Learner
 from everclip.learner.row_models import RowModels
 from everclip.models.image_encoder import ImageEncoder
 from everclip.registry import read_yaml
 from everclip.training.checkpoint import Checkpoints
+from everclip.training.remote_run import local_run
 from everclip.training.run_folder import CONFIG
 
 
@@ -86,7 +86,7 @@ def follow_rows(
     over: list[RowChange] = []
     found: BlindPairs | None = None
     features = None
-    for label, learner in models_of_rows(user_path(run, "blind-pairs")):
+    for label, learner in models_of_rows(local_run(run, "blind-pairs")):
         features = features or learner.features  # it remembers what the reference gave
         found = find_blind_pairs(
             table,

@@ -15,7 +15,6 @@ from everclip.diagnosis.diagnose import Target, diagnose, target_of_stream
 from everclip.diagnosis.diagnosis_page import write_diagnosis
 from everclip.errors import ConfigError
 from everclip.evaluation.set_features import Tick
-from everclip.files import user_path
 from everclip.learner.core import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
@@ -23,6 +22,7 @@ from everclip.registry import read_yaml
 from everclip.report.diagnosis_link import PAGE
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
+from everclip.training.remote_run import local_run
 from everclip.training.run_folder import CONFIG
 
 NAMES = ("before", "after")
@@ -48,13 +48,13 @@ def before_and_after(
     """Return the models before and after a run, their names, and the run's own sets.
 
     Args:
-        folder: a run folder.
+        folder: a run folder, or the URL of one.
         read_stream: whether to read the run's data.
 
     Raises:
         ConfigError: if it is no run folder.
     """
-    path = user_path(folder, "diagnose")
+    path = local_run(folder, "diagnose")
     document = read_yaml(path / CONFIG) if (path / CONFIG).is_file() else {}
     if "scenario" not in document:
         raise ConfigError(

@@ -42,6 +42,7 @@ from everclip.training.engine import Engine
 from everclip.training.guard import Guard, watchable
 from everclip.training.precision import chosen_precision
 from everclip.training.processes import start_processes
+from everclip.training.remote_run import local_run
 from everclip.training.trial import count_macs
 from everclip.training.watching import Cursor, Watcher
 
@@ -427,11 +428,11 @@ class Learner:
         """Load the newest good checkpoint of a run folder, or a learner that `save` wrote.
 
         Args:
-            folder: the folder.
+            folder: the folder, or the URL of a run folder.
             scenario: the stream that a run learned from, whose samples its buffer refers to; default: read it from
                 the settings of the run. A saved learner keeps these samples, and predicting needs none.
 
         Raises:
             CheckpointError: if there is no checkpoint.
         """
-        return saved.load(cls, user_path(folder, "load"), scenario)
+        return saved.load(cls, local_run(folder, "load"), scenario)

@@ -44,6 +44,7 @@ from everclip.scenarios.measuring import (
 )
 from everclip.templates import GivenTemplates, templates_of
 from everclip.training import environment
+from everclip.training.remote_run import local_run
 from everclip.training.run_folder import CONFIG
 
 Kind = Literal["auto", "retrieval", "classification", "pairs", "multi-image"]
@@ -96,14 +97,15 @@ def load_model(model: str, backbone: dict[str, Any] | None = None) -> Learner:
     Raises:
         ConfigError, CheckpointError: if there is no such model.
     """
-    if (user_path(model, "model") / CONFIG).is_file():
+    folder = local_run(model, "model")
+    if (folder / CONFIG).is_file():
         if backbone:
             raise ConfigError(
                 f"backbone.{next(iter(backbone))}: {model} is a run, so its backbone cannot be changed."
             )
-        return Learner.load(model)
+        return Learner.load(folder)
     for name, (what, script) in BESIDE.items():
-        if (user_path(model, "model") / name).is_file():
+        if (folder / name).is_file():
             raise ConfigError(
                 f"{model}: an export with a {what} ({name}). Only {script} in that folder reads it; without it the "
                 "answers would be those of the model before it learned. Name the run folder instead."
@@ -126,7 +128,7 @@ def learned_names(model: str, learner: Learner) -> list[str]:
         return list(dict.fromkeys(entry.name for entry in head.entries))
     if learner.learned and learner.tasks:  # a saved learner keeps its tasks with their classes
         return list(dict.fromkeys(entry.name for task in learner.tasks for entry in task.classes or ()))
-    folder = user_path(model, "model")
+    folder = local_run(model, "model")
     if not learner.learned or not (folder / FILE).is_file():
         return []
     results = Results.read(folder)

@@ -48,11 +48,14 @@ class Subject:
         folder: of the lease's files, below the URL.
         name: what it is, for people: "store".
         advice: what to do while another process holds it, for people.
+        patient: whether a lease of another machine is watched, and waited for unless its holder renews it. A job that
+            is started again after its machine was lost goes on by itself then.
     """
 
     folder: str
     name: str
     advice: str = "Wait for it, or give --wait"
+    patient: bool = False
 
 
 class LeaseLostError(RunFolderError):
@@ -187,7 +190,7 @@ def _take(files: RemoteFiles, subject: Subject, verb: str, wait: bool, say: Say)
             mine = _holder(verb)
             if files.create(_key(subject, number + 1), sealed(mine).encode()):
                 break  # else another process was faster
-        elif not wait and (watch.renewed or not before.ended):
+        elif not wait and (watch.renewed or not (before.ended or (subject.patient and not before.here))):
             raise RunFolderError(
                 f"{files.url}: {before} works on this {subject.name}. {subject.advice}; if it has ended, its "
                 f"lease ends within {SECONDS if watch.renewed else _left(before):.0f} s."

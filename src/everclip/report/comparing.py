@@ -40,6 +40,7 @@ from everclip.report.intervals import DRAWS, difference_interval
 from everclip.report.runs import Run
 from everclip.report.seed_groups import SeedGroup, at_row, before_training, group_value, seed_groups
 from everclip.report.undefined import why_undefined
+from everclip.training.remote_run import local_run
 
 CURVES = ("everything", "known", "new", "retention")
 
@@ -60,7 +61,7 @@ def compare(
     over paired seeds if both have several; else an interval combined from both methods' own intervals.
 
     Args:
-        folders: run folders.
+        folders: run folders, or their URLs.
         force: compare even if benchmark, headline or evaluation sets differ (a note names the difference).
         baseline: label of the method to subtract.
         draws: number of bootstrap draws.
@@ -113,7 +114,7 @@ def _undefined(keys: Sequence[str], methods: Sequence[Method], results: Results)
 
 
 def _read(folders: Sequence[Path | str]) -> list[Run]:
-    unique = {os.path.realpath(folder): Path(folder) for folder in folders}
+    unique = {os.path.realpath(local_run(folder)): folder for folder in folders}
     if not unique:
         raise DataError("nothing to compare: name one or more run folders.")
     runs = [Run(folder) for folder in unique.values()]

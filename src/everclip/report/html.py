@@ -78,8 +78,8 @@ def write_report(folder: Path) -> Path:
     Raises:
         DataError: if the folder holds no readable result.
     """
-    folder = Path(folder)
     run = Run(folder)
+    folder = run.folder
     by_class = classes.parts(run)
     context = {**_tables(run), **(drawn := _figures(run)), "by_class": by_class}
     write_figures(folder / "figures", [*drawn["files"], *(part["figure"] for part in by_class)])

@@ -18,6 +18,7 @@ from everclip.evaluation.old_and_new import OldAndNew
 from everclip.evaluation.results import Column, Results, Row, Score
 from everclip.metrics import Sets
 from everclip.registry import read_yaml
+from everclip.training.remote_run import local_run
 
 Group = Literal["everything", "known", "task", "part", "retention"]
 
@@ -25,12 +26,15 @@ Group = Literal["everything", "known", "task", "part", "retention"]
 class Run:
     """One run folder, read once. Works for a run that has not finished.
 
+    Args:
+        folder: the run folder, or the URL of one.
+
     Raises:
         DataError: if the folder holds no readable result.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+        self.folder = local_run(folder)
         self.results = Results.read(self.folder)
         self.config, self.config_problem = _read_config(self.folder)
         self._cells: dict[tuple[Sets, tuple[str, ...]], Cells] = {}

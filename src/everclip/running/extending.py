@@ -28,15 +28,16 @@ from everclip.scenarios.base import ListScenario
 from everclip.training.run_folder import CONFIG
 
 
-def require_run(path: Path) -> None:
-    """Check that a folder holds a run.
+def require_run(config: RunConfig) -> None:
+    """Check that the folder of a configuration holds a run.
 
     Raises:
         RunFolderError: if it does not.
     """
-    if not (path / CONFIG).is_file():
+    if not (config.folder / CONFIG).is_file():
         raise RunFolderError(
-            f"output: {path} holds no run to extend. Set output= to the folder of the run, or start without --extend."
+            f"output: {config.output} holds no run to extend. Set output= to the folder of the run, or start "
+            "without --extend."
         )
 
 

@@ -45,8 +45,8 @@ def write_before_and_after(
     """
     from everclip.diagnosis.of_run import write_run_diagnosis
 
-    folder = Path(config.output)
-    later = f"`everclip diagnose {folder}` compares the models later"
+    folder = config.folder
+    later = f"`everclip diagnose {config.output}` compares the models later"
     try:
         with optional_write(folder / PAGE, later):
             write_run_diagnosis(folder, scenario, learner, config, tick)

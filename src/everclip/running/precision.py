@@ -27,7 +27,7 @@ def resolve_precision(config: RunConfig) -> tuple[RunConfig, Notes]:
     """
     setting, device = config.training.precision, start_processes(config.training).device
     here = chosen_precision(setting, device)
-    used = (_recorded(Path(config.output)) or here) if setting == "auto" else setting
+    used = (_recorded(config.folder) or here) if setting == "auto" else setting
     notes = []
     if used != here:
         notes.append(

@@ -14,6 +14,7 @@ from everclip.learner.evaluate import learned_names, load_model
 from everclip.store.opening import open_store
 from everclip.store.paths import SETTINGS
 from everclip.store.versions import Store
+from everclip.training.remote_run import is_run_far_away
 from everclip.urls import is_remote
 
 
@@ -25,7 +26,7 @@ def store_of(model: str) -> tuple[Store, str] | None:
         CheckpointError: if it is damaged.
     """
     if is_remote(model):
-        return _far(model)
+        return None if is_run_far_away(model) else _far(model)
     for path, version in ((model, ""), model.rpartition("@")[::2]):
         if path and (Path(path).expanduser() / SETTINGS).is_file():
             store = Store(Path(path).expanduser())

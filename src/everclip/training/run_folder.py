@@ -29,7 +29,7 @@ def remembering(config: RunConfig) -> RunConfig:
     """Return the configuration with the directory in which its run began: that of the run folder, else this one."""
     if config.directory is not None:
         return config
-    file = Path(config.output) / CONFIG
+    file = config.folder / CONFIG
     began = read_yaml(file).get("directory") if file.is_file() else None
     return config.model_copy(update={"directory": began or os.getcwd()})
 
@@ -48,7 +48,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: RunConfig, owner: bool = True, extend: bool = False) -> None:
-        self.path, self._owner = path, owner
+        self.path, self._owner, self._place = path, owner, config.output
         self._lock: IO[str] | None = None
         if not owner:
             return
@@ -86,7 +86,7 @@ class RunFolder:
             holder = lock.read().strip() or "unknown"
             lock.close()
             raise RunFolderError(
-                f"{self.path}: another process uses this run folder (process {holder}). Wait for it, stop it, or "
+                f"{self._place}: another process uses this run folder (process {holder}). Wait for it, stop it, or "
                 "choose another output."
             ) from error
         lock.truncate(0)
@@ -108,7 +108,7 @@ class RunFolder:
         if changes:
             listed = "\n".join(f"  {line}" for line in changes)
             raise RunFolderError(
-                f"{self.path}: this run folder belongs to another configuration:\n{listed}\nUse the same "
+                f"{self._place}: this run folder belongs to another configuration:\n{listed}\nUse the same "
                 "settings to continue it, or choose another output=."
                 + ("" if extend else " To learn tasks that were added to the scenario, use --extend.")
             )
@@ -119,7 +119,9 @@ class RunFolder:
         """Store a configuration as that of the run."""
         if self._owner:
             document = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            write_text_atomic(self.path / CONFIG, document)
+            file = self.path / CONFIG
+            if not file.is_file() or file.read_bytes() != document.encode():
+                write_text_atomic(file, document)
 
     # -- log --------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from everclip.config import RunConfig
@@ -30,10 +29,10 @@ class Trackers:
                     f"trackers: {name!r} is not known.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}"
                 )
             kind = LOGGER_TYPE_TO_CLASS[name]
-            folder = Path(config.output) / "trackers"
+            folder = config.folder / "trackers"
             options = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
             try:
-                tracker = kind(Path(config.output).name, **options)
+                tracker = kind(config.folder.name, **options)
                 tracker.start()
                 tracker.store_init_configuration(
                     {"benchmark": config.benchmark, "method": config.method.name}

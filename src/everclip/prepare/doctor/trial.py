@@ -118,7 +118,7 @@ def compare(one: RunConfig, two: RunConfig, expected: Results, found: Results) -
     """
     tensors: list[Mapping[str, Any]] = []
     for config in (one, two):
-        loaded = Checkpoints(Path(config.output), CheckpointConfig()).latest()
+        loaded = Checkpoints(config.folder, CheckpointConfig()).latest()
         tensors.append({} if loaded is None else loaded.tensors)
     names = tensors[0].keys() | tensors[1].keys()
     different = sorted(

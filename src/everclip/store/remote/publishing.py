@@ -16,8 +16,9 @@ from everclip.files import crash_point, file_digest
 from everclip.lock import now
 from everclip.remote.files import RemoteFiles, Say
 from everclip.remote.lease import Lease
+from everclip.remote.scanning import scan, stamp_of
 from everclip.store.remote.commits import DATA, PARTS, Commit, Commits, File, Part, part_of
-from everclip.store.remote.tree import Contents, Placed, scan, stamp_of
+from everclip.store.remote.tree import Contents, Placed
 
 EVERY = 60.0
 """Seconds between two times that a long change of the index is published."""

@@ -24,8 +24,7 @@ from typing import TextIO
 from everclip.errors import CheckpointError
 from everclip.files import disk_errors, file_digest
 from everclip.lock import locked
-
-Stamp = tuple[int, int, int]
+from everclip.remote.scanning import Stamp
 
 RECENT = 3600.0
 """Seconds that a content stays although no file needs it."""
@@ -141,25 +140,6 @@ def _link(source: Path, target: Path, copy: bool) -> None:
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Return what differs whenever a file was written or replaced."""
-    found = path.stat()
-    return found.st_mtime_ns, found.st_ino, found.st_size
-
-
-def scan(tree: Path) -> dict[str, Stamp]:
-    """Return path below a tree -> stamp of its files; without locks and what is being written."""
-    found = {}
-    for folder, folders, names in os.walk(tree):
-        folders[:] = [name for name in folders if not name.endswith(".tmp")]
-        for name in names:
-            if not (name.startswith(".") and name.endswith((".tmp", ".lock"))) and name != ".lock":
-                path = Path(folder, name)
-                with suppress(FileNotFoundError):  # replaced just now
-                    found[path.relative_to(tree).as_posix()] = stamp_of(path)
-    return found
 
 
 def new_tree(folder: Path) -> Path:

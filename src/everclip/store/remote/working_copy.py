@@ -13,11 +13,12 @@ from everclip.errors import CheckpointError, ConfigError, EverclipError
 from everclip.files import cache_folder
 from everclip.remote.files import Say, open_files
 from everclip.remote.lease import Holder, Lease, leased
+from everclip.remote.scanning import scan, stamp_of
 from everclip.search.records import FOLDER as INDEX_FOLDER
 from everclip.search.records import SERVING
 from everclip.store.remote.commits import COMMITS, DATA, LEASE, LEASES, Commit, Commits, File, Part
 from everclip.store.remote.publishing import Publisher
-from everclip.store.remote.tree import Contents, Placed, link, new_tree, remove_folder, scan, stamp_of
+from everclip.store.remote.tree import Contents, Placed, link, new_tree, remove_folder
 
 OBJECTS, BASE, VERSIONS = "objects/", "base/", "versions/"
 LAST = ("store.json", "journal.sqlite", f"{INDEX_FOLDER}/{SERVING}", "current")
