@@ -307,6 +307,22 @@ def test_a_url_is_a_run_folder_for_what_reads_one(
     assert code == 0, err
 
 
+def test_a_run_that_was_copied_there_by_other_means_is_read_and_continued(
+    far: Any, tmp_path: Path, case_config: Callable[..., Any], reference: Reference
+) -> None:
+    here = case_config(CASE, output="here")
+    with pytest.raises(Interrupted):
+        run(here, harness.signals("after step", 4, harness.signal.SIGTERM))
+    shutil.copytree(here.folder, tmp_path / "far")
+    assert is_run_far_away(far.output)
+    assert Learner.load(far.output).learned == Learner.load(here.folder).learned
+    results = tmp_path / "far" / "results.json"
+    results.write_text(results.read_text().replace("stopped", "changed"))  # of equal size
+    assert "changed" in (local_run(far.output) / "results.json").read_text()
+    run(far)
+    harness.assert_same_end(tmp_path / "far", reference(CASE))
+
+
 def test_what_is_no_run_is_said(tmp_path: Path, machine: Machine, far: Any, command: Command) -> None:
     url = f"file://{tmp_path / 'nothing'}"
     code, _, err = command("compare", url)

@@ -120,7 +120,7 @@ class RunCopy:
             return
         here = scan(self.folder)
         same = set[str]()
-        if self._note.token == token:
+        if token and self._note.token == token:  # without one, what lies there was put there by other means
             known = self._note.files
             same = {
                 p
@@ -403,13 +403,13 @@ def changed_run(place: str, verb: str) -> Iterator[Path]:
 
 
 def is_run_far_away(url: str) -> bool:
-    """Whether a run folder lies at a URL.
+    """Whether a run folder, or a saved learner, lies at a URL.
 
     Raises:
         RunFolderError: if the server does not answer, or refuses.
     """
     try:
-        open_files(url, what="run folder", given_as="model").read(_STATE)
+        open_files(url, what="run folder", given_as="model").read(CONFIG)
     except FileNotFoundError:
         return False
     return True
