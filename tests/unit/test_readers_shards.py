@@ -136,7 +136,7 @@ def test_sizes_that_lead_back_or_beyond_the_end_do_not_loop(tmp_path: Path, size
     assert loaded.quarantine.entries
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * 5000, b"\x1f\x8b" + bytes(2000), bytes(10240)])
+@pytest.mark.parametrize("data", [b"", b"x" * 5000, b"\x1f\x8b" + bytes(2000), bytes(8192)])
 def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(DataError, match=r"a\.tar: not a readable tar archive"):
