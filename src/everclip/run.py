@@ -41,8 +41,9 @@ from everclip.scenarios.online import StreamRow
 from everclip.training import environment
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.progress import Progress
-from everclip.training.remote_run import RunCopy, working_copy
+from everclip.training.remote_run import RunCopy
 from everclip.training.run_folder import RunFolder, remembering
+from everclip.training.run_place import working_copy
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
 from everclip.training.watching import Cursor, OptimiserState, StepLog, Watcher
@@ -196,23 +197,14 @@ class Run(Watcher):
 
     def _diagnose(self, only_if_missing: bool = False) -> None:
         """Compare the model before the run with the model now, for the report; one process does it alone."""
-        page = self.path / PAGE
-        if not self.config.report or not self._main or (only_if_missing and page.is_file()):
-            return
-        if self.config.training.shard:
-            self.progress.say(
-                f"sharded towers are not compared here; `everclip diagnose {self.path}` does it"
-            )
+        if not self.config.report or not self._main or (only_if_missing and (self.path / PAGE).is_file()):
             return
 
-        def tick(done: int, total: int) -> None:
-            self.progress.update(done, "images", total)
+        def stop() -> None:
             if self.learner.accelerator.num_processes == 1:
                 self._stop.check()
 
-        self.progress.start("diagnose (before and after)", 0)
-        pages.write_before_and_after(self.scenario, self.learner, self.config, tick, self.progress.say)
-        self.progress.finish()
+        pages.write_before_and_after(self.scenario, self.learner, self.config, self.progress, stop)
 
     def _report(self, only_if_missing: bool = False) -> None:
         page = self.path / pages.REPORT

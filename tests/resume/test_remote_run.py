@@ -20,7 +20,8 @@ from everclip.remote.files import RemoteFiles
 from everclip.remote.lease import leased
 from everclip.report import compare
 from everclip.training.progress import Progress
-from everclip.training.remote_run import LEASE, OWN, RunCopy, is_run_far_away, local_run
+from everclip.training.remote_run import LEASE, OWN, RunCopy
+from everclip.training.run_place import is_run_far_away, local_run
 from everclip.urls import copy_of_run
 
 CASE = "replay"
@@ -187,6 +188,44 @@ def test_a_stop_publishes_the_last_checkpoint(
     machine("second")
     run(far)
     harness.assert_same_end(tmp_path / "far", reference(CASE))
+
+
+@pytest.mark.parametrize("removed", ["", "checkpoints"])
+def test_a_copy_that_someone_removed_is_not_taken_for_newer(
+    far: Any, tmp_path: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    lost_at(far, "after step", 5)
+    soon(monkeypatch)
+    before = len(list((tmp_path / "far/checkpoints").iterdir()))
+    shutil.rmtree(far.folder / removed)
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, line: said.append(line))
+    run(far)
+    assert before > 0
+    assert any(line.startswith(f"continuing {far.output} at step ") for line in said)
+    harness.assert_same_end(tmp_path / "far", reference(CASE))
+
+
+def test_a_file_that_arrives_in_part_is_asked_for_again(
+    far: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(far)
+    machine("second")
+    inner, left = RemoteFiles.download, 1
+
+    def download(self: RemoteFiles, key: str, path: Path) -> None:
+        nonlocal left
+        inner(self, key, path)
+        if key == "metrics.jsonl" and left:
+            left -= 1
+            path.write_bytes(path.read_bytes()[:-1])
+
+    monkeypatch.setattr(RemoteFiles, "download", download)
+    assert local_run(far.output) == far.folder
+    machine("third")
+    left = 2
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl: \d+ bytes arrived of \d+"):
+        local_run(far.output)
 
 
 # -- the server does not answer -------------------------------------------------------------------------------

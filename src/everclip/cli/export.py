@@ -192,7 +192,7 @@ def _learner(model: str) -> tuple[Learner, dict[str, Any]] | None:
     """Return the learner that `model` names and its source; `None` if it names a backbone."""
     from everclip.cli.export_source import source_of_learner, source_of_version
     from everclip.store.loading import store_of
-    from everclip.training.remote_run import local_run
+    from everclip.training.run_place import local_run
 
     stored = store_of(model)
     if stored is not None:

@@ -27,8 +27,8 @@ from everclip.learner.row_models import RowModels
 from everclip.models.image_encoder import ImageEncoder
 from everclip.registry import read_yaml
 from everclip.training.checkpoint import Checkpoints
-from everclip.training.remote_run import local_run
 from everclip.training.run_folder import CONFIG
+from everclip.training.run_place import local_run
 
 
 def models_of_rows(folder: Path) -> Iterator[tuple[str, Learner]]:

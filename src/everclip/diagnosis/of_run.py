@@ -22,8 +22,8 @@ from everclip.registry import read_yaml
 from everclip.report.diagnosis_link import PAGE
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
-from everclip.training.remote_run import local_run
 from everclip.training.run_folder import CONFIG
+from everclip.training.run_place import local_run
 
 NAMES = ("before", "after")
 

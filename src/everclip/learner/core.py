@@ -42,7 +42,7 @@ from everclip.training.engine import Engine
 from everclip.training.guard import Guard, watchable
 from everclip.training.precision import chosen_precision
 from everclip.training.processes import start_processes
-from everclip.training.remote_run import local_run
+from everclip.training.run_place import local_run
 from everclip.training.trial import count_macs
 from everclip.training.watching import Cursor, Watcher
 

@@ -44,8 +44,8 @@ from everclip.scenarios.measuring import (
 )
 from everclip.templates import GivenTemplates, templates_of
 from everclip.training import environment
-from everclip.training.remote_run import local_run
 from everclip.training.run_folder import CONFIG
+from everclip.training.run_place import local_run
 
 Kind = Literal["auto", "retrieval", "classification", "pairs", "multi-image"]
 

@@ -40,7 +40,7 @@ from everclip.report.intervals import DRAWS, difference_interval
 from everclip.report.runs import Run
 from everclip.report.seed_groups import SeedGroup, at_row, before_training, group_value, seed_groups
 from everclip.report.undefined import why_undefined
-from everclip.training.remote_run import local_run
+from everclip.training.run_place import local_run
 
 CURVES = ("everything", "known", "new", "retention")
 

@@ -18,7 +18,7 @@ from everclip.evaluation.old_and_new import OldAndNew
 from everclip.evaluation.results import Column, Results, Row, Score
 from everclip.metrics import Sets
 from everclip.registry import read_yaml
-from everclip.training.remote_run import local_run
+from everclip.training.run_place import local_run
 
 Group = Literal["everything", "known", "task", "part", "retention"]
 

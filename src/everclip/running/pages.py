@@ -9,11 +9,11 @@ import torch
 
 from everclip.config import RunConfig
 from everclip.errors import EverclipError, Interrupted
-from everclip.evaluation.set_features import Tick
 from everclip.files import optional_write
 from everclip.learner.core import Learner
 from everclip.report.diagnosis_link import PAGE
 from everclip.scenarios.base import ListScenario
+from everclip.training.progress import Progress
 
 REPORT = "report.html"
 
@@ -32,7 +32,11 @@ def remove_outdated(folder: Path, report: bool) -> None:
 
 
 def write_before_and_after(
-    scenario: ListScenario, learner: Learner, config: RunConfig, tick: Tick, say: Callable[[str], None]
+    scenario: ListScenario,
+    learner: Learner,
+    config: RunConfig,
+    progress: Progress,
+    stop: Callable[[], None],
 ) -> None:
     """Compare the model before a run with the model now; say why where that is not possible.
 
@@ -40,20 +44,29 @@ def write_before_and_after(
         scenario: what the run measures.
         learner: the model now.
         config: of the run.
-        tick: called with (images done, all images); may raise to stop.
-        say: called with a line for people.
+        progress: shows the progress.
+        stop: called after each batch of images; may raise to stop.
     """
     from everclip.diagnosis.of_run import write_run_diagnosis
 
-    folder = config.folder
+    if config.training.shard:
+        progress.say(f"sharded towers are not compared here; `everclip diagnose {config.output}` does it")
+        return
+
+    def tick(done: int, total: int) -> None:
+        progress.update(done, "images", total)
+        stop()
+
     later = f"`everclip diagnose {config.output}` compares the models later"
+    progress.start("diagnose (before and after)", 0)
     try:
-        with optional_write(folder / PAGE, later):
-            write_run_diagnosis(folder, scenario, learner, config, tick)
+        with optional_write(config.folder / PAGE, later):
+            write_run_diagnosis(config.folder, scenario, learner, config, tick)
     except Interrupted:
         raise
     except (EverclipError, torch.OutOfMemoryError) as error:
-        say(f"the models before and after are not compared: {error}\n{later}")
+        progress.say(f"the models before and after are not compared: {error}\n{later}")
+    progress.finish()
 
 
 def write_report_page(folder: Path) -> None:

@@ -14,7 +14,7 @@ from everclip.learner.evaluate import learned_names, load_model
 from everclip.store.opening import open_store
 from everclip.store.paths import SETTINGS
 from everclip.store.versions import Store
-from everclip.training.remote_run import is_run_far_away
+from everclip.training.run_place import is_run_far_away
 from everclip.urls import is_remote
 
 

@@ -4,7 +4,7 @@
     URL/.everclip/lease/000000001.json  who runs it
     URL/.everclip/state.json            a token, which every publication changes before and after it writes files
     CACHE/runs/1f2e.../shop/            the copy
-    CACHE/runs/1f2e.../copy.json        the token that the copy agrees with, and its files as they were then
+    CACHE/runs/1f2e.../shop/.copy.json  the token that the copy agrees with, and its files as they were then
 
 Files are written in an order that makes a publication harmless wherever it ends: first what a checkpoint needs, then
 the checkpoint with its manifest last, then the result and its pages; only then, files that are gone are removed.
@@ -25,19 +25,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
-from everclip.config import RunConfig
-from everclip.distributed import is_first, is_first_here, world
-from everclip.errors import ConfigError, EverclipError, RunFolderError
+from everclip.errors import EverclipError, RunFolderError
 from everclip.evaluation.results import FILE as RESULTS
-from everclip.files import crash_point, disk_errors, user_path, write_text_atomic
+from everclip.files import crash_point, disk_errors, write_text_atomic
 from everclip.lock import is_locked, locked
 from everclip.remote.files import Say, open_files
 from everclip.remote.lease import Lease, LeaseLostError, Subject, leased
 from everclip.remote.scanning import Stamp, scan, stamp_of
 from everclip.training.checkpoint import MANIFEST
-from everclip.training.processes import start_processes
-from everclip.training.run_folder import CONFIG, LOCK
-from everclip.urls import copy_of_run, is_remote
+from everclip.training.run_folder import LOCK
+from everclip.urls import copy_of_run
 
 OWN = ".everclip/"
 """What lies below it at the URL is no file of the run."""
@@ -45,8 +42,9 @@ OWN = ".everclip/"
 LEASE = Subject(f"{OWN}lease", "run", "Wait for it, or stop it", patient=True)
 
 _STATE = f"{OWN}state.json"
-_LOCAL = ("features/",)
-"""Files of a run that only this machine needs: features that do not fit in memory, removed after a task."""
+_NOTE = ".copy.json"
+_LOCAL = ("features/", _NOTE)
+"""Files that only this machine needs: features that do not fit in memory are removed after a task."""
 
 _AT_ONCE = 8
 _CHECKPOINT = re.compile(r"checkpoints/\d{8}/")
@@ -85,7 +83,7 @@ class RunCopy:
     def __init__(self, url: str, say: Say = lambda line: None) -> None:
         self.url, self.folder, self._say = url, copy_of_run(url), say
         self._files = open_files(url, say, "run folder", "output")
-        self._note_file = self.folder.parent / "copy.json"
+        self._note_file = self.folder / _NOTE
         self._lease: Lease | None = None
         self._note = _Note()
         self._far: dict[str, int] = {}
@@ -116,9 +114,10 @@ class RunCopy:
         token = self._token()
         self._note = self._read_note()
         self._far = self._listed()
-        if self._note.ahead and self._note.token == token:
+        here = _mirrored(self.folder)
+        # Without its checkpoints, which someone may have removed, a copy is not newer whatever it remembers.
+        if self._note.ahead and self._note.token == token and _newest(self._far) <= _newest(here):
             return
-        here = scan(self.folder)
         same = set[str]()
         if token and self._note.token == token:  # without one, what lies there was put there by other means
             known = self._note.files
@@ -135,7 +134,7 @@ class RunCopy:
             (self.folder / path).unlink(missing_ok=True)
         self._fetch(sorted(self._far.keys() - same))
         self._note = _Note(
-            token, False, {path: stamp for path, stamp in scan(self.folder).items() if path in self._far}
+            token, False, {path: stamp for path, stamp in _mirrored(self.folder).items() if path in self._far}
         )
         self._write_note()
 
@@ -161,6 +160,15 @@ class RunCopy:
             temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
             try:
                 self._files.download(path, temporary)
+                if temporary.stat().st_size != self._far[path]:
+                    self._files.download(
+                        path, temporary
+                    )  # a connection that was cut may give less without an error
+                found = temporary.stat().st_size
+                if found != self._far[path]:
+                    raise RunFolderError(
+                        f"{self._files.place(path)}: {found} bytes arrived of {self._far[path]}. Repeat the command."
+                    )
                 os.replace(temporary, target)
             except FileNotFoundError:
                 return  # a run that works there has removed it just now, as an old checkpoint
@@ -273,7 +281,7 @@ class RunCopy:
     def _publish(self, last: bool = False) -> None:
         assert self._lease is not None
         self._lease.require()
-        here = {p: stamp for p, stamp in scan(self.folder).items() if not p.startswith(_LOCAL)}
+        here = _mirrored(self.folder)
         fresh = [p for p, stamp in here.items() if self._note.files.get(p) != stamp or p not in self._far]
         gone = sorted(self._far.keys() - here.keys())
         if fresh or gone:
@@ -306,6 +314,17 @@ class RunCopy:
         crash_point("in remote run: uploaded")
 
 
+def _mirrored(folder: Path) -> dict[str, Stamp]:
+    """Return path -> stamp of the files of a copy that belong to the URL, too."""
+    return {path: stamp for path, stamp in scan(folder).items() if not path.startswith(_LOCAL)}
+
+
+def _newest(paths: Iterable[str]) -> str:
+    """Return the name of the newest whole checkpoint among the files of a run; "" if there is none."""
+    whole = (path for path in paths if _CHECKPOINT.match(path) and path.endswith(f"/{MANIFEST}"))
+    return max(whole, default="")
+
+
 def _each(act: Callable[[str], None], paths: Iterable[str]) -> None:
     """Call `act` for each path, several at a time."""
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="everclip-run") as pool:
@@ -326,90 +345,3 @@ def _in_order(paths: Iterable[str]) -> list[list[str]]:
         )
         groups[place].append(path)
     return [group for group in groups if group]
-
-
-@contextmanager
-def working_copy(config: RunConfig, verb: str, say: Say) -> Iterator[RunCopy | None]:
-    """Hold the copy of a run's folder on every machine; `None` where nothing is to be published.
-
-    Args:
-        config: of the run.
-        verb: what is done, for others.
-        say: called with lines for the user.
-
-    Raises:
-        RunFolderError: if another process works on the run, or the server does not answer.
-    """
-    if not is_remote(config.output):
-        yield None
-        return
-    processes = start_processes(config.training)
-    if not is_first():
-        copy = RunCopy(config.output)
-        processes.wait_for_everyone()  # until the first process holds the lease, and has published a newer copy
-        if is_first_here():
-            copy.refresh()
-        processes.wait_for_everyone()
-        yield None
-        return
-    copy = RunCopy(config.output, say)
-    with copy.changing(verb):
-        problem = copy.publish()
-        if problem is not None and world() > 1:  # the other machines would go on from an older state
-            raise RunFolderError(problem)
-        processes.wait_for_everyone()
-        processes.wait_for_everyone()
-        yield copy
-
-
-def local_run(place: str | os.PathLike[str], where: str = "run") -> Path:
-    """Return the folder of a run; of one far away, a copy on this machine, brought up to date.
-
-    Args:
-        place: a path, or the URL of a run folder.
-        where: the argument or setting that holds it, for people.
-
-    Raises:
-        ConfigError: for a path that the system refuses, or if there is no run at the URL.
-        RunFolderError: if the server does not answer, or refuses.
-    """
-    if not is_remote(str(place)):
-        return user_path(place, where)
-    copy = RunCopy(str(place))
-    copy.refresh()
-    if not (copy.folder / CONFIG).is_file():
-        raise ConfigError(f"{place}: holds no run (there is no {CONFIG}).")
-    return copy.folder
-
-
-@contextmanager
-def changed_run(place: str, verb: str) -> Iterator[Path]:
-    """Give a run folder in which files are changed; of one far away, a copy that is published at the end.
-
-    Args:
-        place: a path, or the URL of a run folder.
-        verb: what is done, for others.
-
-    Raises:
-        ConfigError: for a path that the system refuses.
-        RunFolderError: if another process works on the run, or the server does not answer.
-    """
-    if not is_remote(place):
-        yield user_path(place, verb)
-        return
-    copy = RunCopy(place)
-    with copy.changing(verb):
-        yield copy.folder
-
-
-def is_run_far_away(url: str) -> bool:
-    """Whether a run folder, or a saved learner, lies at a URL.
-
-    Raises:
-        RunFolderError: if the server does not answer, or refuses.
-    """
-    try:
-        open_files(url, what="run folder", given_as="model").read(CONFIG)
-    except FileNotFoundError:
-        return False
-    return True
