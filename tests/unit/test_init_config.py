@@ -1,8 +1,9 @@
 """`everclip init-config`: for every kind of data, a YAML that runs to its end as it is printed."""
 
+import datetime as dt
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,34 @@ def test_the_finest_periods_that_are_few_and_filled_are_chosen(tmp_path: Path) -
     sparse = propose([{"source": str(write(tmp_path / "s.parquet", 200, caption=texts(200), time=days))}])
     assert sparse.document["kind"] == "single"
     assert sparse.reason.startswith("no stream of kind time, since s.parquet: task ")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "note"),
+    [
+        (
+            "taken",
+            ["2023-01-05", None, "2024-02-01T12:00"],
+            "column 'taken' holds dates; columns.time=taken makes",
+        ),
+        (
+            "taken",
+            [dt.date(2023, 1, 5), dt.date(2024, 1, 5)],
+            "column 'taken' holds dates; columns.time=taken makes",
+        ),
+        ("time", range(1600000000, 1600000040), "set `kind: time`, `every: year` and `clock: unix`"),
+        ("time", range(1600000000000, 1600000000040), "set `kind: time`, `every: year` and `clock: unix-ms`"),
+        ("taken", ["2023-01-05", "soon"], None),
+        ("taken", ["2023", "2024"], None),
+    ],
+)
+def test_times_that_are_not_used_are_named(
+    tmp_path: Path, column: str, values: Sequence[Any], note: str | None
+) -> None:
+    numbers = [f"picture {i}" for i in range(40)]
+    path = write(tmp_path / "shop.parquet", 40, caption=numbers, **{column: values})
+    notes = [line for line in propose([{"source": str(path)}]).notes if "column" in line and "time" in line]
+    assert [note in line for line in notes] == ([] if note is None else [True]), notes
 
 
 def test_batches_and_epochs_follow_the_size(tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ def fixed(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),  # vector width decides the order of sums
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "device": torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else device.removesuffix(":0"),
         "processes": world(),  # decides the order of sums over a batch, and what dropout drops
     }
 

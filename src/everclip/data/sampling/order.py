@@ -119,5 +119,6 @@ def share(position: int, weights: Sequence[float]) -> tuple[int, int]:
 @lru_cache(maxsize=64)
 def _sums(weights: tuple[float, ...]) -> tuple[Fraction, ...]:
     """Return the sums of the first 0, 1, 2... weights."""
-    exact = (Fraction(weight).limit_denominator(10**6) for weight in weights)
+    # A small weight would be rounded to 0, and its source would never be read.
+    exact = (Fraction(weight).limit_denominator(10**6 if weight > 1e-3 else 10**12) for weight in weights)
     return tuple(accumulate(exact, initial=Fraction(0)))

@@ -23,6 +23,7 @@ from everclip.prepare.init_config.candidates import (
     time_units,
 )
 from everclip.prepare.init_config.sides import notes_on_sides
+from everclip.prepare.init_config.times import notes_on_times
 from everclip.prepare.init_config.training import training_settings
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.measuring import class_name_notes
@@ -96,6 +97,7 @@ def propose(blocks: Sequence[Mapping[str, Any]], wish: Wish | None = None) -> Pr
     notes = [
         *guessed,
         *notes_on_sides(tables, document),
+        *notes_on_times(tables, document),
         *scenario.notes,
         *class_name_notes(scenario.eval_sets),
     ]
@@ -193,4 +195,4 @@ def _kind(tables: Sequence[Table], wish: Wish) -> tuple[str, str]:
     if len(classes) > 1 and not has_values(table, "caption"):
         stream = "; --classes-per-task N makes a task of every N classes" if len(classes) > 3 else ""
         return "single", f"{len(classes)} classes and no captions: one task with all classes{stream}"
-    return "single", "no times and at most one language: one task with all rows"
+    return "single", "no column `time` and at most one language: one task with all rows"
