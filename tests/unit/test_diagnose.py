@@ -22,6 +22,7 @@ from everclip.errors import ConfigError, DataError, DivergedError, Interrupted
 from everclip.features.pictures import Pictures
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import load_model
+from everclip.learner.tasks import make_task
 from everclip.models.modules.towers import tower_of
 from everclip.run import execute
 from everclip.running import pages
@@ -348,3 +349,30 @@ def test_of_many_texts_some_are_searched_for_and_named_right(monkeypatch: pytest
     assert queries.count == 6
     for query in queries.most_changed:
         assert query.text == f"text {query.old[0]}"
+
+
+def test_captions_that_only_one_tokenizer_tells_apart_are_compared_one_by_one(
+    micro_folder: Path, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {"image": Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)), "caption": f"aaaaaaaaaaaaaa {i}"}
+        for i in range(12)
+    ]
+    for i, row in enumerate(rows):
+        row["image"].save(tmp_path / f"{i}.png")
+    (tmp_path / "long.csv").write_text(
+        "image,caption\n" + "".join(f"{i}.png,{row['caption']}\n" for i, row in enumerate(rows))
+    )
+    before = load_model(str(micro_folder / "model"))
+    after = Learner.create(str(micro_folder / "model"), "cll-clip", {"steps": 1, "batch_size": 4})
+    after.learn(make_task(str(tmp_path / "long.csv"), name="en", validation=0))  # merges make the captions short
+    target = target_of_data(str(tmp_path / "long.csv"), "kept", None)
+    for models, sign in (((before, after), 1), ((after, before), -1)):
+        of = diagnose(*models, ("old", "new"), target, Options(blocks=False), EvaluationConfig()).diagnosis
+        (one,) = of.sets
+        assert [flips.items for flips in one.flips] == [12, 12]
+        assert any("each distinct caption is one item" in note for note in of.notes)
+        gained = one.flips[0].positive.value - one.flips[0].negative.value
+        # The model before reads twelve equal texts, so every image is right for each of them.
+        assert sign * gained < 0

@@ -81,3 +81,10 @@ def test_the_section_is_there_for_finished_streams_in_time(
 ) -> None:
     found = dynamic.table(Run(written(tmp_path / "run", **given)))  # type: ignore[arg-type]  # rows is a number
     assert len(found["rows"] if found else ()) == shown
+
+
+def test_tasks_that_are_languages_are_no_stream_in_time_even_if_their_data_have_dates(tmp_path: Path) -> None:
+    run = Run(written(tmp_path / "run"))
+    for kind, there in (("languages", False), ("classes", False), ("time", True)):
+        run.config = {"scenario": {"kind": kind}}
+        assert (dynamic.table(run) is not None) is there

@@ -282,7 +282,11 @@ def _of_target(
         if name not in was or name not in now:
             continue
         old, new = common_items(was[name], now[name])
-        if old is not was[name]:
+        if old.text_of_row != new.text_of_row:
+            both.notes.append(
+                f"{name}: the tokenizers differ in which captions have equal tokens, so each distinct caption is one item"
+            )
+        if old.positions != was[name].positions or new.positions != now[name].positions:
             both.notes.append(
                 f"{name}: {len(old.positions):,} items that both models can answer are compared"
             )

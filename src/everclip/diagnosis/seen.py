@@ -16,6 +16,7 @@ from everclip.data.sampling.order import unit_hash
 from everclip.evaluation.assemble import column_info
 from everclip.evaluation.classification import Predictions, Reliability, reliability
 from everclip.evaluation.headline import metric_of
+from everclip.evaluation.pools import Ranked
 from everclip.evaluation.scoring import Inspected, RowScorer
 from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.interfaces import MeasuredScenario
@@ -82,6 +83,7 @@ class SeenSet:
         positions: the row of each item: of a pair, of its first image; of a question about several images, too.
         classes: the answers, for a set with classes.
         embedded: the embeddings; `None` if the method gives scores alone.
+        text_of_row: per row, the position of its caption among outcomes per text; of a set with captions.
     """
 
     s: EvalSet
@@ -90,6 +92,7 @@ class SeenSet:
     positions: list[int]
     classes: ClassAnswers | None = None
     embedded: Embedded | None = None
+    text_of_row: list[int] | None = None
 
 
 @dataclass
@@ -97,7 +100,9 @@ class Watched:
     """Collects what a row is computed from, set by set; `limit` items of a set are embedded at most."""
 
     limit: int
-    sets: dict[str, tuple[list[int], ClassAnswers | None, Embedded | None]] = field(default_factory=dict)
+    sets: dict[str, tuple[list[int], ClassAnswers | None, Embedded | None, list[int] | None]] = field(
+        default_factory=dict
+    )
 
     def __call__(self, found: Inspected) -> None:
         """Keep what the diagnosis of a set needs."""
@@ -105,7 +110,8 @@ class Watched:
         # The images and texts of questions about several images do not match row by row.
         embedded = _embedded(found, self.limit) if self.limit and found.s.kind != "multi-image" else None
         items = found.positions[::2] if found.s.kind == "pairs" else found.positions
-        self.sets[found.s.name] = (items, classes, embedded)
+        texts = found.answers.text_of_row if isinstance(found.answers, Ranked) else None
+        self.sets[found.s.name] = (items, classes, embedded, texts)
 
 
 def see(
@@ -160,11 +166,27 @@ def common_items(old: SeenSet, new: SeenSet) -> tuple[SeenSet, SeenSet]:
     """Return the items that both models answer.
 
     They differ for questions about several images: one with a text that is longer than a text tower reads is left out.
+    Captions with equal tokens are one item, and the two tokenizers may differ; then every distinct caption is one.
     """
+    if old.text_of_row != new.text_of_row:
+        names = [name for name in old.outcomes if _per_text(name, old, new)]
+        old, new = _by_caption(old, names), _by_caption(new, names)
     if old.positions == new.positions:
         return old, new
     shared = set(old.positions) & set(new.positions)
     return _restricted(old, shared), _restricted(new, shared)
+
+
+def _per_text(metric: str, old: SeenSet, new: SeenSet) -> bool:
+    return metric.startswith("text_to_image_") or len(old.outcomes[metric]) != len(new.outcomes[metric])
+
+
+def _by_caption(one: SeenSet, names: Sequence[str]) -> SeenSet:
+    """Return a set whose outcomes per text have one value per distinct caption, in the order of the rows."""
+    assert one.text_of_row is not None
+    rows = _first([str(caption) for caption in one.s.data.column("caption")]).tolist()
+    items = [one.text_of_row[row] for row in rows]
+    return replace(one, outcomes=one.outcomes | {name: one.outcomes[name][items] for name in names})
 
 
 def _restricted(one: SeenSet, shared: set[int]) -> SeenSet:

@@ -60,6 +60,7 @@ class Ranked:
         image_to_text: ranks of the right captions per distinct image of the set.
         texts, images: the queries, in order.
         texts_of: per image, the positions of its captions in `texts`.
+        text_of_row: per row of the set, the position of its caption in `texts`.
         candidates: the distinct captions of the pool, in gallery order.
         gallery: the embeddings of those captions `(G, D)`.
     """
@@ -69,6 +70,7 @@ class Ranked:
     texts: list[str]
     images: list[str]
     texts_of: list[list[int]]
+    text_of_row: list[int]
     candidates: list[str]
     gallery: torch.Tensor
 
@@ -116,8 +118,8 @@ def rank(
     )
     text_query = {caption: i for i, caption in enumerate(queries.texts)}
     captions_of: dict[str, list[int]] = {identity: [] for identity in queries.images}
-    for identity, written in zip(s.data.identities(), captions(s), strict=True):
-        query = text_query[canonical.get(written, written)]
+    text_of_row = [text_query[canonical.get(written, written)] for written in captions(s)]
+    for identity, query in zip(s.data.identities(), text_of_row, strict=True):
         if query not in captions_of[identity]:
             captions_of[identity].append(query)
     return Ranked(
@@ -126,6 +128,7 @@ def rank(
         list(queries.texts),
         list(queries.images),
         list(captions_of.values()),
+        text_of_row,
         list(gallery.texts),
         gallery_texts,
     )

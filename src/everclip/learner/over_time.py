@@ -131,6 +131,12 @@ def _answered(s: EvalSet, dated: bool, scenario: ListScenario, outcomes: Sequenc
             "scenario.headline.metric to a mean over items, such as accuracy or mean_r1."
         )
     first, second = (np.asarray(found[key].numpy(), dtype=np.float64) for found in outcomes)
+    if len(first) != len(second):
+        raise DataError(
+            f"over-time: {s.name} has {len(first):,} captions with different tokens for the first model and "
+            f"{len(second):,} for the second, so {metric} has no pairs of items; set scenario.headline.metric to mean_r1 "
+            "or image_to_text_r1."
+        )
     return Answered(s.name, metric, dated, first, second)
 
 

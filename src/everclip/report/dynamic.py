@@ -5,6 +5,7 @@ The averages are scores, not differences (arXiv 2310.16226): of the diagonal, of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from everclip.evaluation.results import Column
@@ -26,6 +27,9 @@ AVERAGES = {
 }
 """Metric -> heading."""
 
+UNDATED = ("classes", "languages", "online", "single")
+"""Kinds of streams whose tasks follow no time, also where their data have dates."""
+
 
 def dated_columns(run: Run) -> list[tuple[Column, ...]]:
     """Return the groups of columns that hold one dated set per task: those of the tasks, then other kinds of them."""
@@ -43,8 +47,12 @@ def dated_columns(run: Run) -> list[tuple[Column, ...]]:
 def table(run: Run) -> dict[str, Any] | None:
     """Return headings and rows; `None` if the stream is none in time, or the matrix is not complete.
 
-    It is one in time if all tasks have a time, or each task has a further set of another kind.
+    It is one in time if all tasks have a time, or each task has a further set of another kind, unless its tasks are
+    classes or languages.
     """
+    scenario = run.config.get("scenario")
+    if isinstance(scenario, Mapping) and scenario.get("kind") in UNDATED:
+        return None
     groups = dated_columns(run)
     timed = all(task.time is not None for task in run.results.tasks)
     if len(run.results.tasks) < 2 or not (timed or len(groups) > 1):
