@@ -39,6 +39,26 @@ def test_files_come_once_in_the_order_of_their_arrival(tmp_path: Path) -> None:
     assert list(stream) == []
 
 
+def test_while_files_arrive_batches_are_full_and_the_rest_comes_when_none_does(tmp_path: Path) -> None:
+    clock = Clock()
+
+    def sleep(seconds: float) -> None:
+        for part in (0.25, 0.5, 0.75, 1.0):  # four files a second, for five seconds
+            if clock.time < 105:
+                put(tmp_path, f"cat/{clock.time + part}.png", clock.time + part)
+        clock.time += seconds
+
+    stream = everclip.growing_folder(tmp_path, 8, patience=3, now=lambda: clock.time, sleep=sleep)
+    assert [len(rows) for rows in stream] == [8, 8, 4]
+
+
+def test_a_file_that_is_still_written_is_waited_for(tmp_path: Path) -> None:
+    clock = Clock()
+    put(tmp_path, "cat/new.png", clock.time)
+    stream = everclip.growing_folder(tmp_path, 8, patience=0, now=lambda: clock.time, sleep=clock.sleep)
+    assert [len(rows) for rows in stream] == [1]
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a folder"):
         everclip.growing_folder(tmp_path / "none")

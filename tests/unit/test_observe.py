@@ -176,6 +176,50 @@ def test_odd_batches_are_defined(micro_config: Config) -> None:
     assert learner.classify(task.train.value("image", others[0]))[0][0]
 
 
+def test_a_batch_without_rows_changes_nothing_whatever_holds_it(micro_config: Config) -> None:
+    learner = learner_of(micro_config("online", "method=sit", *PLAIN))
+    before = weights(learner)
+    nothing: list[Any] = [iter(()), (row for row in ()), (), []]
+    for batch in nothing:
+        found = learner.observe(batch)
+        assert (found.samples, found.repeated, found.total) == (0, 0, 0)
+    assert same(weights(learner), before)
+
+
+def test_of_repeated_samples_the_first_counts_in_a_batch_and_in_the_stream(micro_config: Config) -> None:
+    config = micro_config("online", "method=sit", *PLAIN)
+    (task,) = prepare(config).tasks
+    rows = [{c: task.train.value(c, i) for c in ("image", "class_name")} for i in range(4)]
+    learner = learner_of(config)
+    first = learner.observe([rows[0], rows[1], rows[0]])
+    assert (first.samples, first.repeated) == (2, 1)
+    later = learner.observe([rows[0], rows[0], rows[2], {**rows[1], "class_name": "another"}])
+    assert (later.samples, later.repeated, later.new_classes) == (1, 3, ())
+    # A message that a queue delivers twice has one id.
+    twice = learner.observe(iter([{**rows[3], "id": "a"}, {**rows[3], "id": "a"}, {**rows[2], "id": "b"}]))
+    assert (twice.samples, twice.repeated) == (2, 1)
+    assert learner.observe([{**rows[0], "id": "b"}]).repeated == 1
+
+
+def test_further_captions_of_an_image_are_further_samples(micro_config: Config, tmp_path: Path) -> None:
+    config = micro_config("online", "method=finetune", "method.replay={kind: all}", *PLAIN)
+    (task,) = prepare(config).tasks
+    images = [task.train.value("image", i) for i in range(3)]
+
+    def rows(text: str) -> list[dict[str, Any]]:
+        return [{"image": image, "caption": f"{text} {i}"} for i, image in enumerate(images)]
+
+    learner = learner_of(config)
+    assert learner.observe(rows("red")).samples == 3
+    learner.save(tmp_path / "saved")
+    learner = Learner.load(tmp_path / "saved")
+    further = learner.observe([*rows("green"), *rows("red"), *rows("green")])
+    assert (further.samples, further.repeated) == (3, 6)
+    assert learner.live is not None
+    assert learner.live.stored is not None
+    assert learner.live.stored.column("caption") == [row["caption"] for row in rows("red") + rows("green")]
+
+
 def test_captions_and_rows_from_any_iterator(micro_config: Config) -> None:
     config = micro_config("online", "method=finetune", *PLAIN)
     (task,) = prepare(config).tasks
@@ -245,6 +289,9 @@ def test_what_cannot_be_a_stream_of_batches_is_refused(micro_config: Config) -> 
     (first, *_) = prepare(config).tasks
     with pytest.raises(ConfigError, match="rail must know where a task begins and ends"):
         learner_of(config).observe(first.train)
+    # Its vocabulary would hold the captions of the first batch alone.
+    with pytest.raises(ConfigError, match="cll-clip must know where a task begins and ends"):
+        learner_of(micro_config("time", "method=cll-clip")).observe(first.train)
     merging = micro_config("online", "method=sit", "method.merge.kind=wise-ft")
     with pytest.raises(ConfigError, match="a stream of batches has no end"):
         learner_of(merging).observe(first.train)

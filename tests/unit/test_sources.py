@@ -173,3 +173,30 @@ def test_the_emoji_come_in_canonical_columns() -> None:
     for column in ("id", "image_id", "image", "caption", "class_key", "class_name", "concept", "time"):
         assert None not in table.column(column)
     assert len(set(table.ids)) == len(table)
+
+
+def test_captions_in_chosen_languages_are_read(folder: Path) -> None:
+    names = ["p/0.png", "p/1.png"]
+    rows = [
+        (name, f"{word} {name}", language)
+        for name in names
+        for word, language in (("red", "en"), ("rot", "de"))
+    ]
+    lines = ["image,caption,language", *(",".join(row) for row in rows), f"{names[0]},,fr"]
+    (folder / "captions.csv").write_text("\n".join(lines))
+    (folder / "more.csv").write_text(f"image,caption,language\n{names[1]},rouge,fr")
+    both = [str(folder / "captions.csv"), str(folder / "more.csv")]
+    german = read(DataSpec(source=both[0], languages=["de"]))  # the row without a caption is in French
+    assert german.table.column("caption") == [f"rot {name}" for name in names]
+    assert german.quarantine.total == 2
+    assert not german.quarantine.entries
+    found = read(DataSpec(source=both, languages=["fr", "de"], quarantine_limit=0.3))
+    assert found.table.column("language") == ["de", "de", "fr"]
+    assert [entry.row for entry in found.quarantine.entries] == [5]
+    with pytest.raises(
+        DataError, match=r"no captions in 'dee' \(data\.languages\)\. Did you mean 'de'\? It has en, de, fr"
+    ):
+        read(DataSpec(source=both[0], languages=["dee"]))
+    (folder / "plain.csv").write_text(f"image,caption\n{names[0]},red")
+    with pytest.raises(ConfigError, match="there is none; name it with data"):
+        read(DataSpec(source=str(folder / "plain.csv"), languages=["de"]))

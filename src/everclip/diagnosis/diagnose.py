@@ -284,7 +284,7 @@ def _of_target(
         old, new = common_items(was[name], now[name])
         if old.text_of_row != new.text_of_row:
             both.notes.append(
-                f"{name}: the tokenizers differ in which captions have equal tokens, so each distinct caption is one item"
+                f"{name}: the tokenizers differ in which captions have equal tokens, so each caption is an item"
             )
         if old.positions != was[name].positions or new.positions != now[name].positions:
             both.notes.append(

@@ -32,7 +32,7 @@ from everclip.learner.phases import run_phases
 from everclip.learner.scoring import Scores
 from everclip.learner.single_pass import one_pass
 from everclip.learner.task_numbers import numbered, require_new, require_task
-from everclip.learner.tasks import UserData, table_of
+from everclip.learner.tasks import UserData
 from everclip.methods.base import Method
 from everclip.models.modules.short_texts import needed_tokens
 from everclip.scenarios.base import ListScenario
@@ -236,16 +236,15 @@ class Learner:
         Args:
             data: the samples, in a form that `everclip.make_task` takes; all of them have classes, or none has.
             templates: texts around names of classes.
-            again: whether to learn samples that were seen before; otherwise they are left out (by `id`, or content).
+            again: whether to learn samples that were seen before. Otherwise they are left out: those with the same
+                `id`; without ids, those with the same image and, where they have no class, the same caption.
 
         Raises:
             ConfigError: if the method needs to know where a task begins, this learner has learned tasks, or
                 `training.macs` is set.
             DataError: if the data cannot be read, or only some samples have a class.
         """
-        if isinstance(data, list | tuple) and not data:
-            return Observed(0, 0, (), {}, 0 if self.live is None else self.live.samples)
-        return observe(self, table_of(data), templates_of(templates, "observe: templates"), again)
+        return observe(self, data, templates_of(templates, "observe: templates"), again)
 
     @property
     def next_index(self) -> int:

@@ -33,7 +33,7 @@ def growing_folder(
     Args:
         folder: holds a folder per class, named after it.
         batch_size: most images of a batch.
-        every: seconds between two looks at the folder.
+        every: seconds between two looks at the folder, and without a change after which a file is complete.
         patience: seconds without a new file after which it ends; `None`: never.
         now: the clock, in seconds.
         sleep: waits for so many seconds.
@@ -65,22 +65,24 @@ def _batches(
     sleep: Callable[[float], None],
 ) -> Iterator[list[dict[str, Any]]]:
     taken: set[Path] = set()
+    waiting: list[Path] = []
     arrived = now()
     while True:
-        found = _new_files(root, taken, now() - every)
+        found, more = _new_files(root, taken, now() - every, now())
         taken |= set(found)
-        for start in range(0, len(found), batch_size):
-            rows = found[start : start + batch_size]
+        waiting += found
+        while len(waiting) >= batch_size or (waiting and not more):
+            rows, waiting = waiting[:batch_size], waiting[batch_size:]
             yield [{"image": str(path), "class_name": path.parent.name} for path in rows]
-        arrived = now() if found else arrived
-        if patience is not None and now() - arrived >= patience:
+        arrived = now() if found or more else arrived
+        if patience is not None and not more and now() - arrived >= patience:
             return
         sleep(every)
 
 
-def _new_files(root: Path, taken: set[Path], before: float) -> list[Path]:
-    """Return the images that were not taken yet and did not change since `before`, oldest first."""
-    ages = []
+def _new_files(root: Path, taken: set[Path], before: float, now: float) -> tuple[list[Path], bool]:
+    """Return new images that did not change since `before`, oldest first, and whether others changed since then."""
+    ages, changed = [], False
     for path in root.glob("*/*"):
         if path in taken or path.suffix.lower() not in ENDINGS:
             continue
@@ -90,4 +92,5 @@ def _new_files(root: Path, taken: set[Path], before: float) -> list[Path]:
             continue  # removed since it was listed
         if age <= before:
             ages.append((age, path))
-    return [path for _, path in sorted(ages)]
+        changed |= before < age <= now  # one dated in the future holds up nothing
+    return [path for _, path in sorted(ages)], changed

@@ -15,6 +15,7 @@ from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.learner.single_pass import one_pass
+from everclip.learner.tasks import UserData, batch_of
 from everclip.methods.base import Method
 from everclip.methods.slots import SlotMethod
 from everclip.scenarios.base import class_entries
@@ -113,7 +114,7 @@ class _Last(Watcher):
         self.losses = {name: float(value) for name, value in logs[-1].losses.items()}
 
 
-def observe(learner: Observer, table: Table, templates: tuple[str, ...], again: bool) -> Observed:
+def observe(learner: Observer, data: UserData, templates: tuple[str, ...], again: bool) -> Observed:
     """See `everclip.Learner.observe`."""
     if learner.tasks:
         raise ConfigError(
@@ -124,10 +125,14 @@ def observe(learner: Observer, table: Table, templates: tuple[str, ...], again: 
     if live is None:
         _require_streamable(learner.method, learner.training)
         live = LiveStream()
-    keys = [key_of("seen", name) >> 66 for name in table.ids]
-    fresh = [i for i, key in enumerate(keys) if again or key not in live.seen]
-    repeated = len(table) - len(fresh)
-    table = table.select(fresh)
+    given, repeated = batch_of(data)
+    if given is None:
+        return Observed(0, 0, (), {}, live.samples)
+    given = _named(given)
+    keys = [key_of("seen", name) >> 66 for name in _sample_names(given)]
+    fresh = list(range(len(keys))) if again else _first_of_each(keys, live.seen)
+    repeated += len(given) - len(fresh)
+    table = given.select(fresh)
     if not len(table):
         return Observed(0, repeated, (), {}, live.samples)
     classes, new = _with_new_classes(live.classes, table, templates)
@@ -142,6 +147,47 @@ def observe(learner: Observer, table: Table, templates: tuple[str, ...], again: 
     learner.method.eval()
     learner.engine.columns.release()  # no later batch has the same samples
     return Observed(len(table), repeated, tuple(entry.name for entry in new), losses, live.samples)
+
+
+def _first_of_each(keys: Sequence[int], known: set[int]) -> list[int]:
+    """Return the positions of the keys that are not known, of equal ones the first."""
+    first: dict[int, int] = {}
+    for position, key in enumerate(keys):
+        first.setdefault(key, position)
+    return [position for key, position in first.items() if key not in known]
+
+
+def _content(table: Table, position: int) -> str | None:
+    """Return what reading makes ids of, where a sample has such an id: the hash of its image."""
+    content = table.content(position)[:16]
+    name = table.ids[position]
+    return content if name == content or name.startswith(f"{content}-") else None
+
+
+def _named(table: Table) -> Table:
+    """Return a batch whose captions without classes have ids that no other caption of their image has.
+
+    Ids that reading gives number the rows of an image within a batch, and a stream has more of them.
+    """
+    if _has_classes(table) or not table.has("caption"):
+        return table
+    captions = table.column("caption")
+    names: list[str] = []
+    for position, name in enumerate(table.ids):
+        content = _content(table, position)
+        names.append(name if content is None else f"{content}-{key_of('caption', captions[position]):032x}")
+    return table if names == table.ids else table.with_column("id", names)
+
+
+def _sample_names(table: Table) -> list[str]:
+    """Return what tells samples apart: the id, or the image alone where its class goes with it."""
+    if not _has_classes(table):
+        return table.ids
+    return [_content(table, position) or name for position, name in enumerate(table.ids)]
+
+
+def _has_classes(table: Table) -> bool:
+    return table.has("class_key") and any(key is not None for key in table.column("class_key"))
 
 
 def _require_streamable(method: Method, training: TrainingConfig) -> None:
@@ -175,7 +221,7 @@ def _with_new_classes(
     Raises:
         DataError: if only some of the samples have a class.
     """
-    if not table.has("class_key") or all(key is None for key in table.column("class_key")):
+    if not _has_classes(table):
         if known:
             raise DataError(f"{table.name}: no sample of this batch has a class, but earlier ones had.")
         return known, []

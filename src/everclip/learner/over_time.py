@@ -134,8 +134,8 @@ def _answered(s: EvalSet, dated: bool, scenario: ListScenario, outcomes: Sequenc
     if len(first) != len(second):
         raise DataError(
             f"over-time: {s.name} has {len(first):,} captions with different tokens for the first model and "
-            f"{len(second):,} for the second, so {metric} has no pairs of items; set scenario.headline.metric to mean_r1 "
-            "or image_to_text_r1."
+            f"{len(second):,} for the second, so {metric} has no pairs of items; set scenario.headline.metric to "
+            "mean_r1 or image_to_text_r1."
         )
     return Answered(s.name, metric, dated, first, second)
 

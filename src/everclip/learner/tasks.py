@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from os import PathLike, fspath
 from typing import Any
 
@@ -44,6 +45,53 @@ def table_of(data: UserData) -> Table:
     if isinstance(rows, list | tuple) and rows and all(isinstance(row, str | PathLike) for row in rows):
         return read(validated(DataSpec, {"source": [fspath(row) for row in rows]}, "data")).table
     return read_rows(rows).table
+
+
+def batch_of(data: UserData) -> tuple[Table | None, int]:
+    """Read one batch of a stream.
+
+    A queue may deliver a message twice: of rows with the same `id`, the first counts.
+
+    Returns:
+        The table, `None` if the batch is empty; and the number of rows that were left out.
+
+    Raises:
+        ConfigError, DataError: see `table_of`.
+    """
+    if isinstance(data, Table | str | PathLike | DataSpec | Mapping):
+        return table_of(data), 0
+    rows = _rows_of(data)
+    if isinstance(rows, list | tuple) and any(isinstance(row, str | PathLike) for row in rows):
+        return table_of(rows), 0  # names of files
+    batch = _FirstOfId(rows)
+    given = iter(batch)
+    for first in given:
+        return read_rows(chain([first], given)).table, batch.repeated
+    return None, 0
+
+
+class _FirstOfId:
+    """Rows without those whose `id` an earlier row has.
+
+    Attributes:
+        repeated: the number of rows that were left out so far.
+    """
+
+    def __init__(self, rows: Iterable[Any]) -> None:
+        self._rows = rows
+        self.repeated = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the rows."""
+        known: set[str] = set()
+        for row in self._rows:
+            name = row.get("id") if isinstance(row, Mapping) else None
+            if name is not None and name == name:  # NaN is no id
+                if str(name) in known:
+                    self.repeated += 1
+                    continue
+                known.add(str(name))
+            yield row
 
 
 def _rows_of(data: Any) -> Iterable[Any]:

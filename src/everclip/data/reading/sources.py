@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from everclip.config import validated
 from everclip.data.pictures.location import LOCATION, with_contents
 from everclip.data.pictures.rendering import COLUMN, Rendering, renderings
+from everclip.data.reading.chosen_languages import of_languages
 from everclip.data.reading.examine import Examined, Tick, examine
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.identity import with_ids
@@ -115,6 +116,8 @@ def _loaded(
     found = [choose_columns(with_row_per_image(raw, spec.columns), spec) for raw in _with_rows(raws)]
     raws = [raw for raw, _, _ in found]
     parts = [one_file(raw, names, spec, places, labelled) for raw, names, _ in found]
+    if spec.languages is not None:
+        parts = of_languages(parts, spec.languages, spec.label)
     lines = [note for raw in raws for note in raw.notes] + _guess_lines(
         raws, [guesses for _, _, guesses in found]
     )

@@ -43,8 +43,8 @@ class DataSpec(Frozen):
         separator: between the cells of a CSV, TSV or text table (`,`, `;`, `|`, `tab`...); default: detected.
         header: whether the first line of a CSV, TSV or text table names the columns; default: detected.
         language: of the texts, where no column says it.
-        languages: of `builtin:emoji`: one row per drawing and language, in place of `language`; of the folders of
-            XM3600 and of the translated COCO captions: those to read.
+        languages: those to read, of data that say the language of each caption; of `builtin:emoji`: one row per drawing
+            and language, in place of `language`.
         styles: of `builtin:emoji`.
         split: the split of a hub data set; all of them, named in the column `split`, if not given.
         root: folder that image paths are relative to and may not leave; default: the folder of the table. For
@@ -70,7 +70,7 @@ class DataSpec(Frozen):
     separator: str | None = None
     header: bool | None = None
     language: str | None = None
-    languages: list[str] | None = None
+    languages: list[str] | None = Field(None, min_length=1)
     styles: list[str] | None = None
     split: str | None = None
     root: str | None = None

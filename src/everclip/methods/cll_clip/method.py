@@ -89,7 +89,8 @@ class CllClip(Method):
     """
 
     Settings = CllClipSettings
-    needs = Needs(supervision=frozenset({"captions"}))
+    # A language's vocabulary grows from its captions before the first step.
+    needs = Needs(supervision=frozenset({"captions"}), borders=True)
     in_chunks = True
     settings: CllClipSettings
     counts: torch.Tensor
