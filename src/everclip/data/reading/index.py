@@ -32,7 +32,7 @@ from everclip.distributed import gather_objects, is_first, is_first_here
 from everclip.files import cache_folder, folder_atomic, optional_write
 from everclip.urls import is_remote
 
-READING = 2
+READING = 3
 """Version of what reading makes of shards. Increase it when it gives other rows; indexes are then made again."""
 
 LEAST_BYTES = 64 * 1024 * 1024
