@@ -208,6 +208,16 @@ def test_a_plan_says_what_each_process_holds_sends_and_spends(
     assert code == 0
     assert "on 4 processes, each with 2 of 8 samples" in out
     assert "a step needs about" in out
+    for more, passes in (
+        ("training.shard=true", 2),
+        ("training.chunk=1", 6),
+    ):  # two chunks of one sample, three passes
+        words.append(more)
+        code, out, err = command(*words, "--dry-run", "--processes", "4", "--json")
+        assert code == 0, err
+        sharded = json.loads(out)["processes"]
+        assert sharded["gradients_mb"] == pytest.approx(shared["gradients_mb"] / 2, abs=1e-3)
+        assert sharded["weights_mb"] == pytest.approx(passes * 3 / 4 * 4 * trained / 1e6, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,6 +72,7 @@ def over_processes(
         "sent_mb_per_step": round(sent.total / 1e6, 3),
         "gradients_mb": round(sent.gradients / 1e6, 3),
         "embeddings_mb": round(sent.embeddings / 1e6, 3),
+        "weights_mb": round(sent.weights / 1e6, 3),
         "computing_seconds": round(computing, 1),
         "network_seconds": {speed: round(spent, 1) for speed, spent in networks.items()},
     }
@@ -83,7 +85,16 @@ def _traffic(run: Prepared, planned: Sequence[Sequence[Phase]], processes: int) 
         return Traffic(0.0, 0.0)
     first = trained[0]
     values = sum(method.get_parameter(name).numel() for group in first.param_groups for name in group.names)
-    return traffic(first, values, method.backbone.embedding_width(), is_sigmoid(method), processes)
+    gathered = None
+    if run.config.training.shard:
+        passes = _gathering_passes(run.config.training.batch_size // processes, method.backbone.chunk)
+        gathered = float(passes * sum(p.numel() for p in method.backbone.clip.parameters()))
+    return traffic(first, values, method.backbone.embedding_width(), is_sigmoid(method), processes, gathered)
+
+
+def _gathering_passes(samples: int, chunk: int | None) -> int:
+    """Return how often a step gathers the weights: for every pass forwards and backwards, two and one per chunk."""
+    return 2 if chunk is None else 3 * math.ceil(samples / chunk)
 
 
 def print_processes(shared: dict[str, Any]) -> None:
@@ -95,6 +106,7 @@ def print_processes(shared: dict[str, Any]) -> None:
     typer.echo(
         f"    each sends {shared['sent_mb_per_step']} MB per step: gradients {shared['gradients_mb']} MB, "
         f"embeddings {shared['embeddings_mb']} MB"
+        + (f", sharded weights {shared['weights_mb']} MB" if shared["weights_mb"] else "")
     )
     networks = "; ".join(f"{clock(s)} at {speed} Gbit/s" for speed, s in shared["network_seconds"].items())
     typer.echo(
