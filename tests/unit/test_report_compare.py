@@ -240,6 +240,7 @@ def test_other_settings_are_another_method(tmp_path: Path) -> None:
             True,
         ),  # off: its other settings do nothing
         ({"guard": {"max_drop": 3.0}}, False),
+        ({"directory": "/elsewhere"}, True),  # where a run began makes it no other method
         ({"training": {"epochs": 2, "layer_decay": 1.0, "shard": False}}, True),  # new keys at their defaults
         ({"training": {"epochs": 2, "layer_decay": 0.5}}, False),
     ],

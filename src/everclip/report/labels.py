@@ -33,7 +33,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     A setting that the file of an older version does not hold has its default, and a guard that is off is one, whatever
     its other settings are: a new setting does not make another method of an old run.
     """
-    ignored = ("seed", "output", "checkpoint", "trackers", "report", "scenario", "evaluation")
+    ignored = ("seed", "output", "directory", "checkpoint", "trackers", "report", "scenario", "evaluation")
     config = {key: value for key, value in run.config.items() if key not in ignored}
     training = config.get("training")
     if isinstance(training, Mapping):  # the machine of a run does not make it another method
