@@ -352,3 +352,26 @@ def test_json_has_only_numbers_that_json_knows() -> None:
     assert json_text({"a": [1.5, float("nan"), (float("inf"),)], "name": "é"}) == json.dumps(
         {"a": [1.5, None, [None]], "name": "é"}, indent=1, ensure_ascii=False
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "a", "-o", "s3://bucket/page.html"),
+        ("export", "builtin:tiny", "s3://bucket/model"),
+        ("demo", "--output=s3://bucket/demo"),
+        ("classify", "builtin:tiny", "image.png", "--names", "https://host/names.txt"),
+    ],
+)
+def test_a_url_in_place_of_a_path_is_refused_and_makes_no_folder(
+    words: tuple[str, ...],
+    command: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command(*words)
+    assert code == 2
+    assert "is a URL; expected a path on this machine" in err
+    assert "://" in err
+    assert list(tmp_path.iterdir()) == []

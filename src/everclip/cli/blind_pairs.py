@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everclip.cli.options import Json
+from everclip.cli.options import Json, on_this_machine
 from everclip.cli.printing import json_text
 from everclip.errors import ConfigError
 
@@ -47,7 +47,9 @@ def blind_pairs(
     before: Annotated[
         Path | None,
         typer.Option(
-            "--before", help="Pairs of an earlier model (.parquet): says which stay, heal or are new."
+            "--before",
+            help="Pairs of an earlier model (.parquet): says which stay, heal or are new.",
+            callback=on_this_machine,
         ),
     ] = None,
     mix: Annotated[
@@ -65,7 +67,12 @@ def blind_pairs(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the pairs to this .parquet, and an .html page beside it."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the pairs to this .parquet, and an .html page beside it.",
+            callback=on_this_machine,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

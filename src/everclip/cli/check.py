@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everclip.cli.options import Json
+from everclip.cli.options import Json, on_this_machine
 from everclip.cli.printing import json_text
 from everclip.errors import ConfigError, DataError
 
@@ -38,7 +38,9 @@ def check(
     ] = 0.0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for sheet.png, check.json and CSV lists."),
+        typer.Option(
+            "--output", "-o", help="Folder for sheet.png, check.json and CSV lists.", callback=on_this_machine
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

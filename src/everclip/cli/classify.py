@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from everclip.cli.options import Json, Weights
+from everclip.cli.options import Json, Weights, on_this_machine
 from everclip.cli.printing import json_text
 from everclip.errors import ConfigError, DataError
 
@@ -23,7 +23,11 @@ def classify(
     ] = None,
     names: Annotated[
         Path | None,
-        typer.Option("--names", help="A text file with one name per line, such as classnames.txt."),
+        typer.Option(
+            "--names",
+            help="A text file with one name per line, such as classnames.txt.",
+            callback=on_this_machine,
+        ),
     ] = None,
     template: Annotated[
         list[str] | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everclip.cli.options import Json
+from everclip.cli.options import Json, on_this_machine
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ def diagnose(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Write this .html page, and a .json of the same numbers beside it."
+            "--output",
+            "-o",
+            help="Write this .html page, and a .json of the same numbers beside it.",
+            callback=on_this_machine,
         ),
     ] = None,
     as_json: Json = False,

@@ -9,7 +9,7 @@ import typer
 
 from everclip.cli.answers import BENCHMARKS, score_answers
 from everclip.cli.multi_image_text import print_questions
-from everclip.cli.options import Json
+from everclip.cli.options import Json, on_this_machine
 from everclip.cli.printing import json_text
 from everclip.errors import ConfigError
 
@@ -61,7 +61,9 @@ def evaluate(
     answers: Annotated[
         Path | None,
         typer.Option(
-            "--answers", help="A generative model's answers (.jsonl), to score in place of a model."
+            "--answers",
+            help="A generative model's answers (.jsonl), to score in place of a model.",
+            callback=on_this_machine,
         ),
     ] = None,
     published_rule: Annotated[

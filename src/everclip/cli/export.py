@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everclip.cli.options import Json, Weights
+from everclip.cli.options import Json, Weights, on_this_machine
 from everclip.cli.printing import json_text
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def export(
         str,
         typer.Argument(help="A run folder, a saved learner, a store (STORE or STORE@v0003), or a backbone."),
     ],
-    folder: Annotated[Path, typer.Argument(help="Folder to write; it is created.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; it is created.", callback=on_this_machine)],
     form: Annotated[
         str, typer.Option("--format", help="open_clip, transformers (a CLIPModel folder) or onnx.")
     ] = "open_clip",

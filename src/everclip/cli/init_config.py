@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everclip.cli.check import data_block, split_arguments
+from everclip.cli.options import on_this_machine
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ RemoveShared = Annotated[
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write to FILE.yaml instead of printing.")
+    Path | None,
+    typer.Option("--output", "-o", help="Write to FILE.yaml instead of printing.", callback=on_this_machine),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 

@@ -24,7 +24,7 @@ from everclip.cli import search as search_verbs
 from everclip.cli import serve as serve_verb
 from everclip.cli import store as store_verbs
 from everclip.cli import suggest as suggest_verb
-from everclip.cli.options import Json
+from everclip.cli.options import Json, on_this_machine
 from everclip.cli.printing import json_text
 from everclip.errors import ConfigError, EverclipError
 
@@ -154,7 +154,10 @@ def compare(
         typer.Argument(help="Run folders, or their URLs; runs of the same method count as its seeds."),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write an HTML page to this file.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Also write an HTML page to this file.", callback=on_this_machine
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Compare runs even if their benchmarks differ.")
@@ -224,7 +227,9 @@ app.command(name="suggest")(suggest_verb.suggest)
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs.")] = Path("runs/demo"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the runs.", callback=on_this_machine)
+    ] = Path("runs/demo"),
     settings: Overrides = None,
 ) -> None:
     """Run the five-minute demo.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everclip.cli.options import Json
+from everclip.cli.options import Json, on_this_machine
 from everclip.errors import ConfigError
 
 
@@ -39,7 +39,10 @@ def over_time(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write an HTML page to this file.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Also write an HTML page to this file.", callback=on_this_machine
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from everclip.cli.options import Json, StoreFolder
+from everclip.cli.options import Json, StoreFolder, on_this_machine
 from everclip.cli.printing import json_text, note
 from everclip.cli.search import failed_lines, named
 from everclip.errors import ConfigError
@@ -48,7 +48,11 @@ def reindex(
     ] = None,
     queries: Annotated[
         Path | None,
-        typer.Option("--queries", help="Texts, one per line, that compare old and new; default: captions."),
+        typer.Option(
+            "--queries",
+            help="Texts, one per line, that compare old and new; default: captions.",
+            callback=on_this_machine,
+        ),
     ] = None,
     no_switch: Annotated[
         bool, typer.Option("--no-switch", help="Keep the old vectors answering; `--switch` switches later.")

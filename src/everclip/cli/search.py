@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from everclip.cli.options import Json, StoreFolder
+from everclip.cli.options import Json, StoreFolder, on_this_machine
 from everclip.cli.printing import json_text, note
 from everclip.errors import CheckpointError, ConfigError, DataError
 
@@ -157,7 +157,10 @@ def failed_lines(failed: dict[str, str]) -> list[str]:
 def search(
     store: StoreFolder,
     text: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="Search for images like this one.")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="Search for images like this one.", callback=on_this_machine),
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, max=10_000, help="Number of results.")] = 10,
     where: Annotated[
         list[str] | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everclip.cli.options import StoreFolder
+from everclip.cli.options import StoreFolder, on_this_machine
 from everclip.errors import ConfigError
 
 
@@ -35,7 +35,11 @@ def serve(
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option("--token-file", help="Holds the token of those who may promote; else $EVERCLIP_TOKEN."),
+        typer.Option(
+            "--token-file",
+            help="Holds the token of those who may promote; else $EVERCLIP_TOKEN.",
+            callback=on_this_machine,
+        ),
     ] = None,
 ) -> None:
     """Serve a store over HTTP: embed, classify, versions, metrics, and a web page.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everclip.cli.options import Json, StoreFolder, Wait
+from everclip.cli.options import Json, StoreFolder, Wait, on_this_machine
 from everclip.cli.printing import json_text, note
 from everclip.errors import CheckpointError, ConfigError
 
@@ -99,6 +99,7 @@ def update(
         typer.Option(
             "--thresholds",
             help='A tagger\'s cut-offs as JSON {"class name": cosine}: also give those that keep each old precision.',
+            callback=on_this_machine,
         ),
     ] = None,
     wait: Wait = False,

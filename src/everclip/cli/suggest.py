@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everclip.cli.options import Json
+from everclip.cli.options import Json, on_this_machine
 from everclip.cli.printing import json_text
 
 if TYPE_CHECKING:
@@ -44,7 +44,10 @@ def suggest(
         ),
     ] = 120.0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for suggestion.json and lr-range.png.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for suggestion.json and lr-range.png.", callback=on_this_machine
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
