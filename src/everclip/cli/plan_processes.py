@@ -93,8 +93,8 @@ def _traffic(run: Prepared, planned: Sequence[Sequence[Phase]], processes: int) 
 
 
 def _gathering_passes(samples: int, chunk: int | None) -> int:
-    """Return how often a step gathers the weights: for every pass forwards and backwards, two and one per chunk."""
-    return 2 if chunk is None else 3 * math.ceil(samples / chunk)
+    """Return how often a step gathers the weights: for a pass forwards and one backwards; for one more per chunk."""
+    return 2 if chunk is None or samples <= chunk else 3 * math.ceil(samples / chunk)
 
 
 def print_processes(shared: dict[str, Any]) -> None:
