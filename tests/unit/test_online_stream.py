@@ -295,6 +295,9 @@ def test_the_report_shows_the_curve_and_the_metrics(finished: tuple[Results, Pat
     assert "At any time" in page
     assert "64 samples was drawn once" in page
     assert "samples seen" in page
+    assert "After 64 samples, each seen once, finetune recognises" in page
+    assert "no cell of the headline" not in page
+    assert "Not defined: a stream that is seen once has one test set for all tasks" in page
     assert "A_AUC" in page
     assert (folder / "figures" / "anytime.png").is_file()
 

@@ -66,7 +66,9 @@ def ranked(
         raise ConfigError(f"classify: top: expected a number of names of at least 1, found {top!r}.")
     words = list(dict.fromkeys(as_texts(names, "classify: names")))
     if not words:
-        raise ConfigError("classify: no names to choose from.")
+        raise ConfigError(
+            "classify: no names to choose from: give some (`names`), or learn or observe classes first."
+        )
     used = templates_of(templates, "classify: templates")
     space = LabelSpace(tuple(ClassEntry(n, n, used) for n in words))
     method.eval()

@@ -23,10 +23,35 @@ def headline(run: Run) -> str:
         return f"{run.name}: no row has been measured yet."
     if run.last == 0:
         return _before_training(run)
+    if run.results.online is not None and not run.all_at_once and (stream := _of_stream(run)):
+        return stream
     scores, together = _scores(run), _together(run)
     if together:
         return f"{_opening(run)}{together}. In parts, it {scores}{_balance(run)}.{_growing_note(run)}"
     return f"{_opening(run)}{scores}{_balance(run)}.{_growing_note(run)}"
+
+
+def _of_stream(run: Run) -> str:
+    """Return what a run achieved on a stream that is seen once; empty if its test set is not scored."""
+    columns = run.columns("task")
+    score = run.score(run.last, columns[0]) if columns else None
+    if score is None or score.value is None:
+        return ""
+    verb, preposition, ending = _verb(run)
+    state = "" if run.complete else " (stopped)" if run.results.status == "stopped" else " (not finished)"
+    now = share(Estimate(value=score.value, low=score.low, high=score.high))
+    area = run.results.metrics.get("a_auc")
+    mean = "" if area is None else f"; {whole_percent(area)} on average over the stream (A_AUC)"
+    known, change = estimate(run, metric_cells(run, "known")), change_since_start(run, "known")
+    kept = ""
+    if known is not None:
+        before = estimate(run, metric_cells(run, "known", 0))
+        kept = f" It {verb} {share(known)} {preposition} what it knew before{_direction(before, change)}."
+    seen = f"After {run.results.rows[run.last].samples:,} samples, each seen once{state}"
+    return (
+        f"{seen}, {run.name} {verb} {now} {preposition} "
+        f"the test images of the classes seen by then{ending}{mean}.{kept}"
+    )
 
 
 def _together(run: Run) -> str:

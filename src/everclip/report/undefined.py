@@ -12,7 +12,7 @@ def why_undefined(name: str, results: Results) -> str:
     """Say why a metric of this result is null."""
     entry = find(name, "stream")
     reasons = (_unmet(need, results) for need in (entry.needs if entry else ()))
-    return next(filter(None, reasons), None) or _missing_cells(results)
+    return next(filter(None, reasons), None) or _missing_cells(name, results)
 
 
 def _unmet(need: Need, results: Results) -> str:
@@ -41,10 +41,13 @@ def _unmet(need: Need, results: Results) -> str:
     return ""
 
 
-def _missing_cells(results: Results) -> str:
+def _missing_cells(name: str, results: Results) -> str:
     """Say that a cell is missing. For an extended run, name the rows that were measured before the extension."""
     rows = unmeasured_rows(results)
     if results.online is not None:
+        entry = find(name, "stream")
+        if entry is None or "seen once" not in entry.needs:
+            return "a stream that is seen once has one test set for all tasks, and no class is scored before it is seen"
         return "the stream has no row of this kind yet (online.every), or fewer than two ends of parts"
     if not rows:
         return "a cell in its formula is not scored"
