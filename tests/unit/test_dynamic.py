@@ -8,15 +8,24 @@ import pytest
 import report_fixtures as synthetic
 
 from everclip.evaluation.results import Column, Results, Score
-from everclip.report import dynamic, write_report
+from everclip.evaluation.statistics import seed_spread
+from everclip.report import dynamic, write_comparison, write_report
 from everclip.report.formats import plain_percent
 from everclip.report.runs import Run
+from everclip.report.side_tables import time_table
 from matrices import summary
 
 
-def written(folder: Path, timed: bool = True, parts: bool = True, rows: int | None = None) -> Path:
+def written(
+    folder: Path,
+    timed: bool = True,
+    parts: bool = True,
+    rows: int | None = None,
+    method: str = "finetune",
+    seed: int = 0,
+) -> Path:
     """Write a synthetic run whose tasks have times and, each, a further set with classes."""
-    synthetic.write_run(folder, "finetune", rows=rows)
+    synthetic.write_run(folder, method, seed, rows=rows)
     results = Results.read(folder)
     tasks = [t.model_copy(update={"time": t.name if timed else None}) for t in results.tasks]
     columns, table = list(results.columns), list(results.rows)
@@ -88,3 +97,43 @@ def test_tasks_that_are_languages_are_no_stream_in_time_even_if_their_data_have_
     for kind, there in (("languages", False), ("classes", False), ("time", True)):
         run.config = {"scenario": {"kind": kind}}
         assert (dynamic.table(run) is not None) is there
+
+
+def test_a_comparison_has_the_averages_of_every_method_over_its_seeds(tmp_path: Path) -> None:
+    first, second, other = (
+        Run(written(tmp_path / name, parts=False, method=method, seed=seed))
+        for name, method, seed in (("a", "finetune", 0), ("b", "finetune", 1), ("c", "replay", 0))
+    )
+    table = time_table([first, second, other])
+    assert table is not None
+    (label, cells), (other_label, alone) = table.rows
+    assert (label, other_label) == ("finetune", "replay")
+    for place, name in enumerate(("tic_in_domain", "tic_backward", "tic_forward")):
+        values = [
+            summary(
+                [[synthetic.cell(row, c) for c in run.columns("task")] for row in run.results.rows[1:]], None
+            )[name]
+            for run in (first, second)
+        ]
+        spread = seed_spread([value or 0.0 for value in values])
+        assert (cells[place].value, cells[place].range) == (
+            plain_percent(spread.mean),
+            f"± {plain_percent(spread.standard_deviation)}",
+        )
+        assert "–" in alone[place].range, "of one run, the interval over items"
+    assert "in-domain" in table.text()
+    page = write_comparison([first.folder, other.folder], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<h2 id="over-time">Scores over time</h2>' in page
+
+
+def test_kinds_of_dated_sets_have_rows_of_their_own_and_other_streams_none(tmp_path: Path) -> None:
+    both = time_table([Run(written(tmp_path / "both"))])
+    assert both is not None
+    assert [label for label, _ in both.rows] == [
+        "finetune: retrieval, Recall@1, both ways",
+        "finetune: classification, Accuracy",
+    ]
+    one = Run(written(tmp_path / "one", parts=False))
+    assert time_table([Run(tmp_path / "both"), one]) is None, "they measured different kinds"
+    assert time_table([Run(written(tmp_path / "none", timed=False, parts=False))]) is None
+    assert time_table([Run(written(tmp_path / "part", rows=3, parts=False))]) is None

@@ -15,10 +15,13 @@ from everclip.evaluation.results import Column, Score
 from everclip.evaluation.statistics import wilson
 from everclip.report import write_comparison
 from everclip.report.runs import Run
-from everclip.report.search import TITLE, search, search_text
+from everclip.report.search import search
+from everclip.report.side_tables import search_table
 
 SETS = {"known (retrieval)": (None, 8), "2016 (retrieval)": (0, 10), "2017 (retrieval)": (1, 30)}
 """Set -> its task and the number of its queries."""
+
+SEARCH = '<h2 id="search">'
 
 
 @pytest.fixture
@@ -56,7 +59,9 @@ def test_sets_count_by_their_queries(run: Callable[..., Run]) -> None:
     assert after.new.value == pytest.approx(10 / 40)  # not the mean of 100 % and 0 %
     assert (after.new.low, after.new.high) == pytest.approx((wilson(10, 40).low, wilson(10, 40).high))
     assert after.known.value == pytest.approx(6 / 8)
-    assert "25.0 (14.2–40.2)" in search_text([found])
+    table = search_table([found])
+    assert table is not None
+    assert "25.0 (14.2–40.2)" in table.text()
 
 
 def test_a_stream_without_a_second_measure_shows_nothing(run: Callable[..., Run]) -> None:
@@ -64,7 +69,7 @@ def test_a_stream_without_a_second_measure_shows_nothing(run: Callable[..., Run]
     without = run("b")
     assert search([without]) == []
     assert search([measured, without]) == []
-    assert search_text([without]) == ""
+    assert search_table([without]) is None
 
 
 def test_the_page_of_a_comparison_has_the_table_where_it_was_measured(
@@ -72,9 +77,9 @@ def test_the_page_of_a_comparison_has_the_table_where_it_was_measured(
 ) -> None:
     measured, without = run("a", dict.fromkeys(SETS, 1)), run("b")
     page = write_comparison([measured.folder], tmp_path / "with.html").read_text(encoding="utf-8")
-    assert TITLE in page
+    assert SEARCH in page
     assert '12.5<br><span class="quiet">2.2–47.1</span>' in page  # 1 of the 8 known names
-    assert TITLE not in write_comparison([without.folder], tmp_path / "no.html").read_text("utf-8")
+    assert SEARCH not in write_comparison([without.folder], tmp_path / "no.html").read_text("utf-8")
 
 
 def test_two_seeds_of_a_method_are_told_apart(run: Callable[..., Run]) -> None:

@@ -14,7 +14,7 @@ from everclip.report import compare, comparison_text, write_comparison
 from everclip.report.fitting import terminal_width
 from everclip.report.look import text
 from everclip.report.runs import Run
-from everclip.report.search import search_text
+from everclip.report.side_tables import search_table
 from everclip.run import execute
 
 BENCHMARK = "emoji-names"
@@ -65,7 +65,8 @@ def run_demo(output: Path, overrides: Sequence[str]) -> None:
     )
     comparison = compare(folders)
     typer.echo(f"\n{comparison_text(comparison.without(*DETAILS), terminal_width())}")
-    typer.echo(f"{search_text([Run(folder) for folder in folders])}\n")
+    if (found := search_table([Run(folder) for folder in folders])) is not None:
+        typer.echo(f"{found.text()}\n")
     page = write_comparison(folders, output / "compare.html", comparison=comparison)
     pages = ((page, "all methods side by side"), (folders[-1] / "report.html", f"{METHODS[-1]} in detail"))
     typer.echo(_facts([Run(folder).results for folder in folders]))

@@ -182,7 +182,7 @@ def compare(
     from everclip.report import comparison_text, write_comparison
     from everclip.report.fitting import terminal_width
     from everclip.report.runs import Run
-    from everclip.report.search import search_text
+    from everclip.report.side_tables import side_tables
 
     if output is not None:
         from everclip.files import require_writable
@@ -193,8 +193,8 @@ def compare(
         _print_json(comparison.model_dump(mode="json"))
     else:
         typer.echo(comparison_text(comparison, terminal_width()))
-        if found := search_text([Run(folder) for folder in folders]):
-            typer.echo(f"{found}\n")
+        for table in side_tables([Run(folder) for folder in folders]):
+            typer.echo(f"{table.text()}\n")
     if output is not None:
         typer.echo(str(write_comparison(folders, output, force=force, comparison=comparison)))
 

@@ -13,7 +13,7 @@ from everclip.report.comparison import Comparison, describe, heading, meaning
 from everclip.report.formats import percent
 from everclip.report.html import render
 from everclip.report.runs import Run
-from everclip.report.search import HEADS, TITLE, search_rows
+from everclip.report.side_tables import side_tables
 from everclip.report.tables import cell_text, describe_difference, interval_notes
 
 FILE = "comparison.html"
@@ -43,7 +43,7 @@ def write_comparison(
     page = target if target.suffix in (".html", ".htm") else target / FILE
     figures = page.parent / (f"{page.stem}-figures" if page is target else "figures")
     context = _context(comparison or compare(folders, force=force, baseline=baseline))
-    context["search"] = _search(folders)
+    context["side"] = side_tables([Run(folder) for folder in folders])
     for figure in [context["tradeoff"], context["bars"], *(curve for _, curve in context["curves"])]:
         if figure is not None:
             write_bytes_atomic(figures / f"{figure.name}.png", figure.png)
@@ -104,14 +104,6 @@ def _differences(comparison: Comparison) -> list[dict[str, Any]]:
             ]
             rows.append({"label": method.label, "cells": cells})
     return rows
-
-
-def _search(folders: Sequence[Path | str]) -> dict[str, Any]:
-    """Return the table of search by name; without rows if the runs did not measure it."""
-    rows = [
-        (label, *map(_split, cells)) for label, *cells in search_rows([Run(folder) for folder in folders])
-    ]
-    return {"title": TITLE, "heads": HEADS, "rows": rows}
 
 
 def _split(text: str) -> tuple[str, str]:

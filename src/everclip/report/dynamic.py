@@ -27,6 +27,12 @@ AVERAGES = {
 }
 """Metric -> heading."""
 
+NOTE = (
+    "In-domain: the mean score of the dated sets, each after its own time was learned. Backward: sets of earlier "
+    "times. Forward: sets of times that were not learned yet. All three are averages of cells of the score matrix, "
+    "not differences."
+)
+
 UNDATED = ("classes", "languages", "online", "single")
 """Kinds of streams whose tasks follow no time, also where their data have dates."""
 
@@ -44,44 +50,47 @@ def dated_columns(run: Run) -> list[tuple[Column, ...]]:
     return [group for group in groups if [c.task for c in group] == tasks]
 
 
-def table(run: Run) -> dict[str, Any] | None:
-    """Return headings and rows; `None` if the stream is none in time, or the matrix is not complete.
+def groups_in_time(run: Run) -> list[tuple[Column, ...]]:
+    """Return the groups of dated sets; none if the stream is none in time.
 
     It is one in time if all tasks have a time, or each task has a further set of another kind, unless its tasks are
     classes or languages.
     """
     scenario = run.config.get("scenario")
     if isinstance(scenario, Mapping) and scenario.get("kind") in UNDATED:
-        return None
+        return []
     groups = dated_columns(run)
     timed = all(task.time is not None for task in run.results.tasks)
-    if len(run.results.tasks) < 2 or not (timed or len(groups) > 1):
-        return None
-    rows = [row for group in groups if (row := _row(run, group)) is not None]
+    return groups if len(run.results.tasks) > 1 and (timed or len(groups) > 1) else []
+
+
+def averages(run: Run, columns: tuple[Column, ...]) -> list[Estimate | None]:
+    """Return the averages of a group of dated sets, in the order of `AVERAGES`."""
+    return [estimate(run, cells_of_columns(run, name, columns), draws=2000) for name in AVERAGES]
+
+
+def kind_of(run: Run, columns: tuple[Column, ...]) -> str:
+    """Return what is measured on a group of sets: `retrieval, mean Recall@1`."""
+    metric = run.cell(columns[0])[1]
+    entry = find(metric)
+    return f"{columns[0].kind}, {entry.label if entry else metric}"
+
+
+def table(run: Run) -> dict[str, Any] | None:
+    """Return headings and rows; `None` if the stream is none in time, or the matrix is not complete."""
+    found = [(kind_of(run, group), averages(run, group)) for group in groups_in_time(run)]
+    rows = [
+        {"label": label, "cells": [_cell(value) for value in values]}
+        for label, values in found
+        if any(values)
+    ]
     if not rows:
         return None
-    times = len(run.results.tasks)
     return {
         "heads": [f"{head}, percent" for head in AVERAGES.values()],
         "rows": rows,
-        "note": (
-            f"In-domain: the mean score of the {times} dated sets, each after its own time was learned. Backward: sets "
-            "of earlier times. Forward: sets of times that were not learned yet. All three are averages of cells of "
-            "the score matrix, not differences."
-        ),
+        "note": NOTE,
         "static": _static(run),
-    }
-
-
-def _row(run: Run, columns: tuple[Column, ...]) -> dict[str, Any] | None:
-    values = [estimate(run, cells_of_columns(run, name, columns), draws=2000) for name in AVERAGES]
-    if all(value is None for value in values):
-        return None
-    metric = run.cell(columns[0])[1]
-    entry = find(metric)
-    return {
-        "label": f"{columns[0].kind}, {entry.label if entry else metric}",
-        "cells": [_cell(value) for value in values],
     }
 
 

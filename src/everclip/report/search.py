@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from everclip.evaluation.results import Results, Row
 from everclip.evaluation.statistics import wilson
 from everclip.report.estimates import Estimate
-from everclip.report.formats import plain_percent, span
 from everclip.report.runs import Run
 from everclip.report.seed_groups import seed_groups
 
 METRIC = "text_to_image_r1"
 BEFORE = "before"
-HEADS = ("method", "new names", "known names")
-TITLE = "Search from a name to its image, among all images"
 
 
 @dataclass(frozen=True)
@@ -69,27 +66,3 @@ def _together(scores: Sequence[tuple[float, int]]) -> Estimate:
     right = round(sum(value * n for value, n in scores))
     interval = wilson(right, count)
     return Estimate(value=right / count, low=interval.low, high=interval.high)
-
-
-def search_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Return the cells under `HEADS` of each line of `search`."""
-    return [(each.label, _shown(each.new), _shown(each.known)) for each in search(runs)]
-
-
-def search_text(runs: Sequence[Run]) -> str:
-    """Return the table of `search` as plain text; empty if there is nothing to show."""
-    rows = search_rows(runs)
-    if not rows:
-        return ""
-    lines = [HEADS, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS))]
-    table = [
-        "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-    return "\n".join(
-        [f"{TITLE}, in percent (Recall@1, with 95 % intervals):", *(f"  {line}" for line in table)]
-    )
-
-
-def _shown(estimate: Estimate) -> str:
-    return f"{plain_percent(estimate.value)} ({span(estimate.low, estimate.high, digits=1)})"
