@@ -58,7 +58,7 @@ def test_a_bad_loss_stops_with_exit_code_6_and_names_task_phase_and_step(
         assert harness.command(arguments("finetune", method), log) == 6
         assert "task 2, phase 'train', step 2 of 3" in log.read_text()
         assert said in log.read_text()
-        assert "last good checkpoint is kept" in log.read_text()
+        assert "What was saved before is kept" in log.read_text()
         found = harness.newest(folder)
         assert found.damaged == ()
         assert found.state["place"]["step"] == 4

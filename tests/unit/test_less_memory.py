@@ -83,14 +83,14 @@ def test_fused_8bit_is_refused() -> None:
         resolve_config("emoji-time", ["training.fused=true", "training.optimiser=adamw-8bit"])
 
 
-def test_without_the_library_8bit_is_refused(
+def test_without_the_library_8bit_is_refused_before_anything_is_measured(
     micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     config = micro_config("time", "training.steps=1", "training.optimiser=adamw-8bit")
     with pytest.raises(ConfigError, match=r"pip install 'everclip\[low-memory\]'"):
-        Run.of(config, Progress(quiet=True)).execute()
+        Run.of(config, Progress(quiet=True))
 
 
 def trained(config: Any) -> dict[str, torch.Tensor]:

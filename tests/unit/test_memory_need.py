@@ -182,6 +182,24 @@ def test_a_run_that_needs_too_much_stops_before_its_first_step(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("setting", "refused"), [("refuse", True), ("warn", False)])
+def test_a_plan_says_that_a_run_will_be_refused(
+    command: Callable[..., tuple[int, str, str]],
+    micro_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    refused: bool,
+) -> None:
+    monkeypatch.setattr(memory_need, "available_memory", lambda: 10_000)
+    words = ["run", str(micro_folder / "time.yaml"), f"backbone={micro_folder / 'model'}", "training.steps=1"]
+    words += [f"output={tmp_path / 'run'}", "training.device=cpu", f"training.memory_check={setting}"]
+    code, out, err = command(*words, "--dry-run")
+    assert code == 0, err
+    assert ("the run will be refused (training.memory_check)" in out) == refused
+    assert "a step needs about" in out
+
+
 def test_a_plan_says_what_each_process_holds_sends_and_spends(
     command: Callable[..., tuple[int, str, str]], micro_folder: Path, tmp_path: Path
 ) -> None:

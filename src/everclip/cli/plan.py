@@ -86,6 +86,7 @@ def plan(config: RunConfig, processes: int | None = None) -> dict[str, Any]:
         "held_during_task": cost.held_during_task,
         "memory_mb": round((weights + moments + 4 * cost.trainable_parameters) / 1e6, 1),
         "memory": None if need is None else memory_of(need, run.learner.accelerator.device),
+        "memory_check": config.training.memory_check,
         "processes": shared,
         "disk_mb": round((config.checkpoint.keep + 1) * (stored + moments) / 1e6, 1),
         "disk_free_mb": round(shutil.disk_usage(_existing(config.folder)).free / 1e6),
@@ -182,7 +183,9 @@ def print_plan(planned: dict[str, Any]) -> None:
     typer.echo(f"  added by each task: {planned['growth_per_task']}")
     typer.echo(f"  memory for weights, gradients and moments: {planned['memory_mb']} MB")
     if planned["memory"] is not None:
-        typer.echo(f"  {planned['memory']['sentence']}")
+        refused = planned["memory"]["refused"] and planned["memory_check"] == "refuse"
+        rest = "; the run will be refused (training.memory_check)" if refused else ""
+        typer.echo(f"  {planned['memory']['sentence']}{rest}")
     if planned["processes"] is not None:
         print_processes(planned["processes"])
     typer.echo(f"  disk for checkpoints: {planned['disk_mb']} MB of {planned['disk_free_mb']} MB free")

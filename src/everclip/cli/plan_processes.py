@@ -35,6 +35,7 @@ def memory_of(need: MemoryNeed, device: torch.device) -> dict[str, Any]:
         "need_mb": round(need.total / 1e6, 1),
         "free_mb": None if free is None else round(free / 1e6),
         "largest_batch": None if memory is None else need.largest(memory),
+        "refused": memory is not None and need.total > memory,
         "sentence": sentence,
     }
 

@@ -17,6 +17,7 @@ from everclip.models.backbone import load_backbone
 from everclip.registry import method_entry
 from everclip.scenarios.base import ListScenario
 from everclip.training.guard import watchable
+from everclip.training.optim import require_packages
 from everclip.training.processes import start_processes
 
 _COLUMNS = {"labels": "class names", "captions": "captions"}
@@ -43,10 +44,11 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
     Raises:
         DataError: if a task has only one text or one image, so that there is nothing to learn, or lacks data that the
             method needs.
-        ConfigError: if the method needs labels, captions or validation images that the tasks do not have, or the
-            processes cannot share a batch equally.
+        ConfigError: if the method needs labels, captions or validation images that the tasks do not have, the
+            processes cannot share a batch equally, or the package of the optimiser is not installed.
     """
     share_of(learner.training.batch_size, learner.accelerator.num_processes)
+    require_packages(learner.training.optimiser)
     if not learner.method.needs.all_tasks_at_once:
         require_one_pass(learner.training, tasks)
     if any(task.once for task in tasks):

@@ -387,8 +387,8 @@ class Engine:
         )
         return DivergedError(
             f"task {progress.task + 1}, phase {progress.phase!r}, step {log.step + 1} of {progress.steps}: "
-            f"{what} (limit {self.config.loss_limit:g}{rate}). The last good checkpoint is kept; {advice}, then run "
-            "with a new output."
+            f"{what} (limit {self.config.loss_limit:g}{rate}). What was saved before is kept; {advice}, then start "
+            "anew (a run: with another output)."
         )
 
 

@@ -57,6 +57,16 @@ def _optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> torch
     return torch.optim.AdamW(groups, **adam, **how)
 
 
+def require_packages(kind: str) -> None:
+    """Check before a run begins that the package of an optimiser is installed.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if kind == "adamw-8bit":
+        _adamw_8bit()
+
+
 def _adamw_8bit() -> Callable[..., torch.optim.Optimizer]:
     """Return AdamW whose moments are stored in blocks of 8-bit values (Dettmers et al., arXiv 2110.02861)."""
     try:
