@@ -47,6 +47,7 @@ from everclip.training.run_place import working_copy
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
 from everclip.training.watching import Cursor, OptimiserState, StepLog, Watcher
+from everclip.urls import is_remote
 
 
 def execute(
@@ -77,7 +78,9 @@ def execute(
         config = target
     else:
         config = resolve_config(target, overrides, settings)
-    require_writable(config.folder, "output", RunFolderError)
+    require_writable(
+        config.folder, "EVERCLIP_CACHE" if is_remote(config.output) else "output", RunFolderError
+    )
     say = (progress or Progress()).say
     with stopping_together(), working_copy(config, "run", say) as copy:
         return Run.of(remembering(config), progress, extend, copy).execute()
@@ -209,7 +212,7 @@ class Run(Watcher):
     def _report(self, only_if_missing: bool = False) -> None:
         page = self.path / pages.REPORT
         if self.config.report and self._main and not (only_if_missing and page.is_file()):
-            pages.write_report_page(self.path)
+            pages.write_report_page(self.config)
 
     def _finished(self) -> bool:
         return self.state.task >= len(self.tasks)
@@ -347,7 +350,7 @@ class Run(Watcher):
             return Cursor()
         now_parts, names = self.state.parts, self.state.tasks
         self.state = RunState(**found.state["place"])
-        added = extending.added_tasks(self.state, names, now_parts, self.path, self.extend)
+        added = extending.added_tasks(self.state, names, now_parts, self.config.output, self.extend)
         cursor = self.learner.restore(found.tensors, found.state["learner"])
         inside = (planned := self._planned()) is not None and not planned.last
         done = max(0, self.state.task + (self.state.stage == EVALUATE and not inside))
@@ -372,7 +375,7 @@ class Run(Watcher):
 
     def _extend(self, added: Sequence[str], parts: dict[str, str], cursor: Cursor) -> None:
         """Add new tasks: measure old rows on the new sets where their models are available."""
-        extending.refuse_all_at_once(self.learner, self.path)
+        extending.refuse_all_at_once(self.learner, self.config.output)
         before = len(self.state.tasks)
         self.state.tasks, self.state.parts = [*self.state.tasks, *added], parts
         self.progress.start("evaluate (old rows on new sets)", 0)

@@ -334,7 +334,8 @@ def test_a_url_is_a_run_folder_for_what_reads_one(
     assert is_run_far_away(far.output)
     learner = Learner.load(far.output)
     assert learner.learned == Learner.load(reference(CASE)).learned
-    assert len(compare([far.output, far.output]).methods) == 1
+    (method,) = compare([far.output, far.output]).methods
+    assert [member.folder for member in method.members] == [far.output]
     code, out, err = command("report", far.output)
     assert (code, out.strip()) == (0, f"{far.output}/report.html"), err
     assert (tmp_path / "far/report.html").is_file()

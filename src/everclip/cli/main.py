@@ -140,10 +140,8 @@ def report(
     Example: everclip report runs/emoji-time-replay-s0
     """
     from everclip.report import write_report
-    from everclip.training.run_place import changed_run
 
-    with changed_run(folder, "report") as path:
-        page = write_report(path)
+    page = write_report(folder)
     typer.echo(f"{folder.rstrip('/')}/{page.name}")
 
 

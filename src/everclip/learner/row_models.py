@@ -6,6 +6,7 @@ This is on request (`checkpoint.keep_rows`). The newest checkpoints hold the lea
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ class RowModels:
     def keep(self, row: int, learner: Learner) -> None:
         """Store the learner after a row."""
         folder = self._folder / f"{row:03d}"
-        if folder.is_dir():
+        if all((folder / name).is_file() for name in (_TENSORS, _STATE)):
             return
+        shutil.rmtree(folder, ignore_errors=True)  # of a run far away, half of it may have been published
         with folder_atomic(folder) as temporary:
             tensors = {
                 name: tensor.detach().cpu().contiguous() for name, tensor in learner.tensors({}).items()

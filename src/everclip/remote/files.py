@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from everclip.errors import ConfigError, EverclipError, RunFolderError
-from everclip.files import sync_and_rename, write_bytes_atomic
+from everclip.files import disk_errors, sync_and_rename, write_bytes_atomic
 from everclip.urls import brief_error, require_no_secrets
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # a disk without hard links
@@ -26,6 +26,8 @@ Say = Callable[[str], None]
 
 EXCLUSIVE = ("s3", "s3a", "gs", "gcs", "file", "local", "memory")
 """Kinds of URLs whose back end is known to create a file only if there is none, in one step."""
+
+_PATTERN = "*?["
 
 _TRIES = 3
 _PATIENT = 8
@@ -53,7 +55,7 @@ def open_files(
     local = kind.lower() in ("file", "local")
     if not path.strip("/"):
         raise ConfigError(f"{given_as}: {url!r} names no place; expected one such as s3://bucket/shop.")
-    if not local and (wrong := next((c for c in path if c in "*?[#"), None)):
+    if not local and (wrong := next((c for c in path if c in f"{_PATTERN}#"), None)):
         raise ConfigError(
             f"{given_as}: {url}: {wrong!r} is a pattern for some back ends, which would read or remove other files; "
             "choose another name."
@@ -150,9 +152,20 @@ class RemoteFiles:
 
         Raises:
             FileNotFoundError: if there is none.
+            CheckpointError: if the disk of this machine is full.
             RunFolderError: if the server does not answer, or refuses.
         """
-        self._tried(key, lambda: self._system.get_file(self._path(key), str(path)))
+
+        def get() -> None:
+            try:
+                self._system.get_file(self._path(key), str(path))
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    with disk_errors(path):
+                        raise
+                raise
+
+        self._tried(key, get)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Return key -> size in bytes of all files below a folder."""
@@ -176,6 +189,8 @@ class RemoteFiles:
 
         def act() -> None:
             try:
+                if any(c in key for key in keys for c in _PATTERN):
+                    raise FileNotFoundError  # for some back ends, one name would mean several files
                 self._system.rm([self._path(key) for key in keys])
             except FileNotFoundError:  # one of them: the others still go
                 for key in keys:
@@ -252,8 +267,11 @@ class _LocalFiles(RemoteFiles):
         target = Path(self._path(key))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.copyfile(path, temporary)
-        sync_and_rename(temporary, target)
+        try:
+            shutil.copyfile(path, temporary)
+            sync_and_rename(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _raise_unless_gone(error: OSError) -> None:

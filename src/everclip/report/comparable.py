@@ -54,7 +54,7 @@ def _differences(first: Run, other: Run) -> list[str]:
         mine, theirs = of(first), of(other)
         if mine != theirs:
             lines.append(
-                f"{what}: {_shown(mine, theirs)} in {first.folder}, {_shown(theirs, mine)} in {other.folder}"
+                f"{what}: {_shown(mine, theirs)} in {first.place}, {_shown(theirs, mine)} in {other.place}"
             )
     return lines
 
@@ -90,7 +90,7 @@ def _shown(mine: Sequence[str], theirs: Sequence[str]) -> str:
 def comparison_notes(runs: Sequence[Run]) -> list[str]:
     """Return notes that a reader needs before trusting the table."""
     notes = [
-        f"{run.folder} ({run.name}, seed {run.results.seed}) is {run.results.status}: "
+        f"{run.place} ({run.name}, seed {run.results.seed}) is {run.results.status}: "
         f"{run.learned_count(run.last)} of {len(run.results.tasks)} tasks are learned."
         for run in runs
         if run.results.status != "finished"

@@ -120,7 +120,7 @@ def _read(folders: Sequence[Path | str]) -> list[Run]:
     runs = [Run(folder) for folder in unique.values()]
     for run in runs:
         if run.last < 0:
-            raise DataError(f"{run.folder}: no row has been measured yet, so there is nothing to compare.")
+            raise DataError(f"{run.place}: no row has been measured yet, so there is nothing to compare.")
     return runs
 
 
@@ -145,7 +145,7 @@ def _method(group: SeedGroup, draws: int) -> Method:
     first = group.runs[0]
     members = [
         Member(
-            folder=str(run.folder),
+            folder=run.place,
             seed=run.results.seed,
             status=run.results.status,
             tasks_learned=run.learned_count(run.last),

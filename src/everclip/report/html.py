@@ -29,6 +29,7 @@ from everclip.report.events import events
 from everclip.report.reproduce import command
 from everclip.report.runs import Run
 from everclip.report.sentences import headline, retention
+from everclip.training.run_place import changed_run
 
 FILE = "report.html"
 FIGURES = (
@@ -64,22 +65,27 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     return environment().get_template(template).render(**context)
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path | str) -> Path:
     """Write `report.html` and `figures/*.png` into a run folder, from its `results.json` and `config.yaml`.
 
     Works for a run that has not finished. Figures of an earlier report that are no longer drawn are removed.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or the URL of one. At a URL, the report is written there, too.
 
     Returns:
-        The path of the page.
+        The path of the page; for a URL, that of its copy on this machine.
 
     Raises:
         DataError: if the folder holds no readable result.
+        RunFolderError: if another process works on the run at the URL.
     """
+    with changed_run(folder, "report") as path:
+        return _write_report(path)
+
+
+def _write_report(folder: Path) -> Path:
     run = Run(folder)
-    folder = run.folder
     by_class = classes.parts(run)
     context = {**_tables(run), **(drawn := _figures(run)), "by_class": by_class}
     write_figures(folder / "figures", [*drawn["files"], *(part["figure"] for part in by_class)])

@@ -19,6 +19,7 @@ from everclip.evaluation.results import Column, Results, Row, Score
 from everclip.metrics import Sets
 from everclip.registry import read_yaml
 from everclip.training.run_place import local_run
+from everclip.urls import is_remote
 
 Group = Literal["everything", "known", "task", "part", "retention"]
 
@@ -29,12 +30,17 @@ class Run:
     Args:
         folder: the run folder, or the URL of one.
 
+    Attributes:
+        folder: the run folder; of a URL, its copy on this machine.
+        place: the folder or the URL, for people.
+
     Raises:
         DataError: if the folder holds no readable result.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = local_run(folder)
+        self.place = str(folder).rstrip("/") if is_remote(str(folder)) else str(self.folder)
         self.results = Results.read(self.folder)
         self.config, self.config_problem = _read_config(self.folder)
         self._cells: dict[tuple[Sets, tuple[str, ...]], Cells] = {}

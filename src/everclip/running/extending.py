@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from everclip.config import RunConfig
@@ -65,14 +64,14 @@ def _texts(classes: Sequence[ClassEntry]) -> str:
 
 
 def added_tasks(
-    state: RunState, names: Sequence[str], parts: dict[str, str], path: Path, extend: bool
+    state: RunState, names: Sequence[str], parts: dict[str, str], place: str, extend: bool
 ) -> list[str]:
     """Return the names of the tasks that were added since the run's last checkpoint.
 
     Args:
         state: the state in the checkpoint.
         names, parts: the current tasks and parts.
-        path: the run folder.
+        place: the run folder, or its URL.
         extend: whether tasks may be added.
 
     Raises:
@@ -88,24 +87,24 @@ def added_tasks(
     if changed:
         listed = "\n".join(f"  {line}" for line in changed)
         raise RunFolderError(
-            f"{path}: the data have changed since this run began:\n{listed}\nRestore them (a condition `where` can "
+            f"{place}: the data have changed since this run began:\n{listed}\nRestore them (a condition `where` can "
             "leave new rows out), or choose another output=. New data must be a new task after the old ones. Put new "
             "data without a time into a folder or file of their own: see `sources` in docs/going-on.md."
         )
     added = list(names[len(state.tasks) :])
     if added and not extend:
         raise RunFolderError(
-            f"{path}: this run has {len(state.tasks)} tasks; new tasks are "
+            f"{place}: this run has {len(state.tasks)} tasks; new tasks are "
             f"{', '.join(added)}. To learn them, too, repeat the command with --extend."
         )
     return added
 
 
-def refuse_all_at_once(learner: Learner, path: Path) -> None:
+def refuse_all_at_once(learner: Learner, place: str) -> None:
     """Raise `RunFolderError` for a method that learns all tasks at once: it cannot add tasks."""
     if learner.method.needs.all_tasks_at_once:
         raise RunFolderError(
-            f"{path}: {learner.method.preset} learns all tasks at once, so tasks cannot be added to a finished run; "
+            f"{place}: {learner.method.preset} learns all tasks at once, so tasks cannot be added to a finished run; "
             "start a new one with another output=."
         )
 

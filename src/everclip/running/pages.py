@@ -69,9 +69,10 @@ def write_before_and_after(
     progress.finish()
 
 
-def write_report_page(folder: Path) -> None:
+def write_report_page(config: RunConfig) -> None:
     """Write the report of a run."""
     from everclip.report import write_report
 
-    with optional_write(folder / REPORT, f"`everclip report {folder}` writes the report later"):
-        write_report(folder)
+    page = config.folder / REPORT
+    with optional_write(page, f"`everclip report {config.output}` writes the report later"):
+        write_report(page.parent)

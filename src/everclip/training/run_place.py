@@ -38,7 +38,7 @@ def working_copy(config: RunConfig, verb: str, say: Say) -> Iterator[RunCopy | N
         copy = RunCopy(config.output)
         processes.wait_for_everyone()  # until the first process holds the lease, and has published a newer copy
         if is_first_here():
-            copy.refresh()
+            copy.refresh(published=True)  # the first one goes on from what is published
         processes.wait_for_everyone()
         yield None
         return
@@ -65,15 +65,19 @@ def local_run(place: str | os.PathLike[str], where: str = "run") -> Path:
     """
     if not is_remote(str(place)):
         return user_path(place, where)
-    copy = RunCopy(str(place))
+    copy = RunCopy(str(place), where=where)
     copy.refresh()
     if not (copy.folder / CONFIG).is_file():
-        raise ConfigError(f"{place}: holds no run (there is no {CONFIG}).")
+        raise _no_run(str(place))
     return copy.folder
 
 
+def _no_run(url: str) -> ConfigError:
+    return ConfigError(f"{url}: holds no run (there is no {CONFIG}).")
+
+
 @contextmanager
-def changed_run(place: str, verb: str) -> Iterator[Path]:
+def changed_run(place: str | os.PathLike[str], verb: str) -> Iterator[Path]:
     """Give a run folder in which files are changed; of one far away, a copy that is published at the end.
 
     Args:
@@ -81,25 +85,32 @@ def changed_run(place: str, verb: str) -> Iterator[Path]:
         verb: what is done, for others.
 
     Raises:
-        ConfigError: for a path that the system refuses.
+        ConfigError: for a path that the system refuses, or if there is no run at the URL.
         RunFolderError: if another process works on the run, or the server does not answer.
     """
-    if not is_remote(place):
+    if not is_remote(str(place)):
         yield user_path(place, verb)
         return
-    copy = RunCopy(place)
+    url = str(place).rstrip("/")
+    if not is_run_far_away(url, verb):  # before a lease is written there
+        raise _no_run(url)
+    copy = RunCopy(url, where=verb)
     with copy.changing(verb):
         yield copy.folder
 
 
-def is_run_far_away(url: str) -> bool:
+def is_run_far_away(url: str, where: str = "model") -> bool:
     """Whether a run folder, or a saved learner, lies at a URL.
+
+    Args:
+        url: of the folder.
+        where: the argument or setting that holds it, for people.
 
     Raises:
         RunFolderError: if the server does not answer, or refuses.
     """
     try:
-        open_files(url, what="run folder", given_as="model").read(CONFIG)
+        open_files(url, what="run folder", given_as=where).read(CONFIG)
     except FileNotFoundError:
         return False
     return True
