@@ -16,6 +16,7 @@ import torch
 
 from everclip import execute
 from everclip.errors import CheckpointError, ConfigError, RunFolderError
+from everclip.learner import Learner
 from everclip.learner.row_models import RowModels
 from everclip.remote import files, lease
 from everclip.remote.files import RemoteFiles, open_files
@@ -345,3 +346,12 @@ def test_a_refused_url_is_that_of_the_argument() -> None:
     with pytest.raises(ConfigError, match=r"^compare: the URL of") as found:
         local_run("s3://KEY:s3cret@bucket/run", "compare")
     assert "s3cret" not in str(found.value)
+
+
+def test_a_learner_is_not_saved_in_a_folder_named_like_a_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"save: s3://bucket/x is a URL"):
+        Learner.save(None, "s3://bucket/x")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

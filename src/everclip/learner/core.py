@@ -45,6 +45,7 @@ from everclip.training.processes import start_processes
 from everclip.training.run_place import local_run
 from everclip.training.trial import count_macs
 from everclip.training.watching import Cursor, Watcher
+from everclip.urls import is_remote
 
 
 class Learner:
@@ -394,8 +395,11 @@ class Learner:
         """Save the learner (between tasks) in `folder`: weights, settings, and the samples in its buffer.
 
         Raises:
+            ConfigError: for a URL.
             RunFolderError: if the folder belongs to a run, which has its own checkpoints.
         """
+        if is_remote(str(folder)):
+            raise ConfigError(f"save: {folder} is a URL; expected a path on this machine.")
         return saved.save(self, user_path(folder, "save"))
 
     @classmethod
