@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -471,7 +472,7 @@ def variant(folder: Path, name: str, seed: int = 0, **settings: object) -> Path:
     return run
 
 
-def labels(runs: list[Path]) -> list[str]:
+def labels(runs: Sequence[Path | str]) -> list[str]:
     return [method.label for method in compare(runs, draws=100).methods]
 
 
@@ -509,6 +510,7 @@ def test_variants_that_need_many_settings_are_called_by_their_folders(tmp_path: 
     found = labels(runs)
     assert found[0] == "replay (111)"
     assert len(set(found)) == len(found)
+    assert labels([f"file://{run}" for run in runs]) == found, "not by the places of their copies"
     seeds = [variant(tmp_path / f"s{s}", "replay", seed=s) for s in (0, 1)]
     assert labels(seeds) == ["replay"]
 

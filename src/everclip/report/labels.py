@@ -11,6 +11,7 @@ from typing import Any
 from everclip.config import GuardConfig, TrainingConfig
 from everclip.report.comparable import flatten
 from everclip.report.runs import Run
+from everclip.urls import is_remote
 
 LONG = 24
 """Longer names lose what they share with others."""
@@ -120,7 +121,8 @@ def _setting_texts(settings: Sequence[Mapping[str, Any]], key: str) -> list[str]
 
 
 def _folders(runs: Sequence[Run]) -> list[str]:
-    return _without_common([str(run.folder.resolve()) for run in runs], at_least=0)
+    places = [run.place if is_remote(run.place) else str(run.folder.resolve()) for run in runs]
+    return _without_common(places, at_least=0)
 
 
 def _all_differences(settings: Sequence[Mapping[str, Any]]) -> list[list[str]]:
