@@ -77,7 +77,7 @@ def table(folders: dict[str, list[Path]]) -> str:
         values += [
             [None if (s := run.score(run.last, c)) is None else s.value for run in of] for c in retention
         ]
-        label = next((m.label for m in found.methods if m.label in (way, of[0].name)), way)
+        label = next(m.label for m in found.methods if of[0].place in (member.folder for member in m.members))
         minutes = sum(run.results.cost["seconds_total"] for run in of) / 60 / len(of)
         cells = [spread(value, 100, 1) for value in values]
         cells += [change_of(found, label, before), f"{mean_macs(of) / plain:.2f} x", f"{minutes:.1f}"]
