@@ -288,7 +288,7 @@ def test_containers_ports_revisions_and_patterns_are_no_secrets(url: str) -> Non
 
 
 def test_the_message_on_an_address_of_a_run_folder_does_not_show_it() -> None:
-    with pytest.raises(ConfigError, match="mount the bucket") as found:
+    with pytest.raises(ConfigError, match="holds an account, a key or a query") as found:
         validated(RunConfig, {"output": "s3://KEY:s3cret@bucket/run"}, "")
     assert "s3cret" not in str(found.value)
 

@@ -6,16 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from everclip.config import RunConfig
 from everclip.distributed import is_first, is_first_here, world
 from everclip.errors import ConfigError, RunFolderError
 from everclip.files import user_path
 from everclip.remote.files import Say, open_files
-from everclip.training.processes import start_processes
-from everclip.training.remote_run import RunCopy
 from everclip.training.run_folder import CONFIG
 from everclip.urls import is_remote
+
+# What imports torch is imported where it is needed: a report of a run that is here does without.
+if TYPE_CHECKING:
+    from everclip.training.remote_run import RunCopy
 
 
 @contextmanager
@@ -33,6 +36,9 @@ def working_copy(config: RunConfig, verb: str, say: Say) -> Iterator[RunCopy | N
     if not is_remote(config.output):
         yield None
         return
+    from everclip.training.processes import start_processes
+    from everclip.training.remote_run import RunCopy
+
     processes = start_processes(config.training)
     if not is_first():
         copy = RunCopy(config.output)
@@ -65,6 +71,8 @@ def local_run(place: str | os.PathLike[str], where: str = "run") -> Path:
     """
     if not is_remote(str(place)):
         return user_path(place, where)
+    from everclip.training.remote_run import RunCopy
+
     copy = RunCopy(str(place), where=where)
     copy.refresh()
     if not (copy.folder / CONFIG).is_file():
@@ -94,6 +102,8 @@ def changed_run(place: str | os.PathLike[str], verb: str) -> Iterator[Path]:
     url = str(place).rstrip("/")
     if not is_run_far_away(url, verb):  # before a lease is written there
         raise _no_run(url)
+    from everclip.training.remote_run import RunCopy
+
     copy = RunCopy(url, where=verb)
     with copy.changing(verb):
         yield copy.folder
