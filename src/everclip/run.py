@@ -82,7 +82,7 @@ def execute(
         config.folder, "EVERCLIP_CACHE" if is_remote(config.output) else "output", RunFolderError
     )
     say = (progress or Progress()).say
-    with stopping_together(), working_copy(config, "run", say) as copy:
+    with stopping_together(), working_copy(config, say) as copy:
         return Run.of(remembering(config), progress, extend, copy).execute()
 
 

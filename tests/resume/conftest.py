@@ -11,6 +11,8 @@ import pytest
 import resume_cases as cases
 import resume_harness as harness
 
+from everclip.remote import files
+
 
 @pytest.fixture
 def own_method(tmp_path: Path, micro_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,3 +69,16 @@ def arguments(micro_folder: Path, tmp_path: Path, own_method: None) -> Callable[
         return ["run", str(micro_folder / f"{kind}.yaml"), *place, *machine, *fixed, *overrides]
 
     return make
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function (name) that moves this process to another machine: another cache folder."""
+
+    def move(name: str) -> None:
+        monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "machines" / name))
+
+    move("first")
+    monkeypatch.setattr(files, "_PATIENT", 1)
+    monkeypatch.setattr(files, "_TRIES", 1)
+    return move

@@ -15,7 +15,7 @@ from everclip import execute
 from everclip.errors import ConfigError, Interrupted, RunFolderError
 from everclip.evaluation.results import Results
 from everclip.learner import Learner
-from everclip.remote import files, lease
+from everclip.remote import lease
 from everclip.remote.files import RemoteFiles
 from everclip.remote.lease import leased
 from everclip.report import compare
@@ -33,19 +33,6 @@ Command = Callable[..., tuple[int, str, str]]
 
 class MachineLost(BaseException):
     """Stands for the end of a process that nobody sees coming."""
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Return a function (name) that moves this process to another machine: another cache folder."""
-
-    def move(name: str) -> None:
-        monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "machines" / name))
-
-    move("first")
-    monkeypatch.setattr(files, "_PATIENT", 1)
-    monkeypatch.setattr(files, "_TRIES", 1)
-    return move
 
 
 @pytest.fixture

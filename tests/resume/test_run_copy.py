@@ -36,17 +36,10 @@ def checkpoint(number: int, text: str = "x") -> dict[str, str]:
     return {f"{folder}/{name}": text for name in ("manifest.json", "state.json", "tensors.safetensors")}
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    def move(name: str) -> None:
-        monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "machines" / name))
-
-    move("first")
-    monkeypatch.setattr(files, "_PATIENT", 1)
-    monkeypatch.setattr(files, "_TRIES", 1)
+@pytest.fixture(autouse=True)
+def _in_order_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_run, "_AT_ONCE", 1)
     monkeypatch.setattr(lease, "PAUSE", 0.01)
-    return move
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """The command line: exit codes, JSON, the plan, help with an example; and the published schema."""
 
 import json
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from everclip import execute
 from everclip.cli.main import app
@@ -375,3 +377,20 @@ def test_a_url_in_place_of_a_path_is_refused_and_makes_no_folder(
     assert "is a URL; expected a path on this machine" in err
     assert "://" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_in_the_docs_have_the_options_that_they_are_given() -> None:
+    root = Path(__file__).resolve().parents[2]
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    wrong, seen = [], 0
+    for page in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for verb, words in re.findall(r"(?m)(?:^|[`>]|-m )\s*everclip ([a-z-]+)((?: [^`\n#|]*)?)", text):
+            if verb not in verbs:
+                continue  # a sentence that begins with the name
+            known = {o for p in verbs[verb].params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+            given = re.findall(r"(?<=\s)--?[a-zA-Z][\w-]*", words)
+            seen += len(given)
+            wrong += [f"{page.name}: everclip {verb}: {option}" for option in given if option not in known]
+    assert wrong == []
+    assert seen > 100

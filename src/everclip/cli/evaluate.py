@@ -31,8 +31,8 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a saved learner, an export, or a backbone (builtin:photo, ViT-B-32...); with "
-            "--answers the benchmark that was answered: mirb or mmvp."
+            help="A run folder (or its URL), a saved learner, an export, or a backbone (builtin:photo, ViT-B-32...); "
+            "with --answers the benchmark that was answered: mirb or mmvp."
         ),
     ],
     settings: Annotated[

@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def working_copy(config: RunConfig, verb: str, say: Say) -> Iterator[RunCopy | None]:
+def working_copy(config: RunConfig, say: Say) -> Iterator[RunCopy | None]:
     """Hold the copy of a run's folder on every machine; `None` where nothing is to be published.
 
     Args:
         config: of the run.
-        verb: what is done, for others.
         say: called with lines for the user.
 
     Raises:
@@ -49,7 +48,7 @@ def working_copy(config: RunConfig, verb: str, say: Say) -> Iterator[RunCopy | N
         yield None
         return
     copy = RunCopy(config.output, say)
-    with copy.changing(verb):
+    with copy.changing("run"):
         problem = copy.publish()
         if problem is not None and world() > 1:  # the other machines would go on from an older state
             raise RunFolderError(problem)
